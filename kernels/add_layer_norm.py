@@ -3,9 +3,9 @@
     total[b, n]  = x[b, n] + branch[b, n]
     normed[b, n] = (total[b, n] - mean) / sqrt(variance + eps) * weight + bias      over the channels of total[b, n]
 
-The result `normed` is written in the dtype of whoever reads it: under autocast the plain LayerNorm writes float32, which
-the next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as the plain one is.
-Without a branch it is the LayerNorm of x alone; there is no sum to write then.
+`normed` is written in the dtype that its consumer computes in: under autocast the plain LayerNorm writes float32, which the
+next matrix product has to cast. The sum is rounded to its own dtype before it is normalised, as in the plain version. Without
+a branch this is the LayerNorm of x alone, and no sum is written.
 
 One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 
@@ -27,8 +27,8 @@ from svdata2vec.kernels.tiles import clip_and_token, divide, load_vector, tile_a
 def add_layer_norm_reference(
     x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plain PyTorch: the sum in its terms' common dtype (empty without a branch), its norm in `dtype`, and the mean and
-    1 / deviation of each row in at least float32."""
+    """Plain PyTorch: the sum in its terms' common dtype (empty without a branch), the normalised sum in `dtype`, and the mean
+    and 1 / deviation of each row in at least float32."""
     total_BND = x_BND if branch_BND is None else x_BND + branch_BND
     written = _empty_total(x_BND, None) if branch_BND is None else total_BND.contiguous()
     exact = torch.promote_types(total_BND.dtype, torch.float32)
@@ -80,7 +80,7 @@ def _add_layer_norm_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # all channels
 ) -> None:
-    """One program holds BLOCK_R whole tokens, so that the sum is written once and not read again."""
+    """One program holds BLOCK_R whole tokens, so the sum is written once and not read again."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = tl.arange(0, BLOCK_D).to(tl.int64)
     clip_R, token_R = clip_and_token(row_R, num_tokens)
@@ -127,7 +127,7 @@ def _add_layer_norm_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,  # all channels
 ) -> None:
-    """One program walks through a chunk of tokens and keeps the sums of weight's and bias's gradients in registers."""
+    """One program walks through a chunk of tokens and keeps the sums of the weight and bias gradients in registers."""
     chunk = tl.program_id(0)
     d_D = tl.arange(0, BLOCK_D).to(tl.int64)
     weight_D = load_vector(weight_ptr, d_D, width)
@@ -170,7 +170,7 @@ MAX_ROW_CHUNKS = 128
 
 
 def too_large(x_BND: Tensor, *_: Any) -> str:
-    """Why one program does not hold a token; empty where it does."""
+    """Why a token does not fit into one program; empty if it does."""
     width = x_BND.shape[2]
     return f"{width} channels; the Triton kernel takes up to {MAX_WIDTH}" if width > MAX_WIDTH else ""
 
@@ -184,7 +184,7 @@ def _tile(width: int) -> tuple[int, int, int]:
 def launch_add_layer_norm(
     x_BND: Tensor, branch_BND: Tensor | None, weight_D: Tensor, bias_D: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start the Triton kernel; arguments as in the reference. Mean and 1 / deviation of each row come along.
+    """Start the Triton kernel; arguments as in the reference. Also returns mean and 1 / deviation of each row.
 
     Raises:
         ValueError: a token has more channels than one program can hold.
@@ -212,7 +212,7 @@ def launch_add_layer_norm(
 
 
 def _empty_total(x_BND: Tensor, branch_BND: Tensor | None) -> Tensor:
-    """Room for the sum; none where there is nothing to add."""
+    """An uninitialised tensor for the sum, with no elements if there is nothing to add."""
     if branch_BND is None:
         return x_BND.new_empty((0,))
     return x_BND.new_empty(x_BND.shape, dtype=torch.promote_types(x_BND.dtype, branch_BND.dtype))
@@ -259,14 +259,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(total_BND if ctx.has_branch else x_BND, mean_R, rstd_R, weight_D)
     ctx.dtypes = x_BND.dtype, branch_BND.dtype if ctx.has_branch else x_BND.dtype, weight_D.dtype, bias_D.dtype
     ctx.mark_non_differentiable(mean_R, rstd_R)
-    ctx.set_materialize_grads(False)  # no tensors of zeros for results that nobody used
+    ctx.set_materialize_grads(False)  # no tensors of zeros for unused results
 
 
 def _backward(
     ctx: Any, grad_total_BND: Tensor | None, grad_normed_BND: Tensor | None, *_: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     x_dtype, branch_dtype, weight_dtype, bias_dtype = ctx.dtypes
-    grad_total_BND = grad_total_BND if ctx.has_branch else None  # of an empty tensor, which a compiled graph may fill
+    grad_total_BND = grad_total_BND if ctx.has_branch else None  # else of an empty tensor; a compiled graph may pass it
     grad_BND, grad_weight_D, grad_bias_D = grad_total_BND, None, None
     if grad_normed_BND is not None:
         grad_BND, grads_2D = add_layer_norm_backward_op(grad_total_BND, grad_normed_BND, *ctx.saved_tensors)

@@ -2,7 +2,7 @@
 
     out[b, :, h] = softmax(scale * q k^T) v       q, k, v = qkv[b, :, h*E:(h+1)*E], the same at D, and at 2*D
 
-Tokens at or beyond `lengths_B[b]` are padding: nobody attends to them, their output and their gradient are zero.
+Tokens at or beyond `lengths_B[b]` are padding: no token attends to them, and their output and gradient are zero.
 
 B clips, N tokens, H heads, E head dimension, D = H * E.
 """
@@ -30,7 +30,7 @@ def attention_reference(qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B
 def attention_backward_reference(
     grad_BND: Tensor, qkv_BNC: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
 ) -> Tensor:
-    """Gradient of the packed qkv; the probabilities are computed again instead of being kept from the forward pass."""
+    """Gradient of the packed qkv; the probabilities are recomputed instead of being kept from the forward pass."""
     dtype = qkv_BNC.dtype
     q_BHNE, k_BHNE, v_BHNE = _split_heads(qkv_BNC, num_heads)
     grad_BHNE = grad_BND.unflatten(-1, (num_heads, -1)).transpose(1, 2)
@@ -64,14 +64,14 @@ def _probabilities(q_BHNE: Tensor, k_BHNE: Tensor, scale: float, lengths_B: Tens
     return score_BHNN.softmax(-1) * (real_BN[:, None, :, None] & real_BN[:, None, None, :])
 
 
-# A program holds BLOCK_N rows of tokens: PAIRS whole (clip, head) pairs, one after the other, neighbouring pairs being
+# A program holds BLOCK_N rows of tokens: PAIRS whole (clip, head) pairs, one after the other; neighbouring pairs are
 # neighbouring heads of one clip. One score matrix covers them all, and a mask keeps the pairs apart, so that 13 tokens
-# fill the tensor cores' tiles and 40 or 128 tokens need no other kernel. Since every row of scores is complete within
-# the program, the softmax needs no running maximum and the backward pass nothing that the forward pass would have to
-# store; and since each gradient is owned by one program, nothing is added atomically.
-# The sizes are constants of the kernel: it is compiled for each, and no row's place needs a division at run time.
+# fill the tensor cores' tiles, and 40 or 128 tokens need no separate kernel. Every row of scores is complete within the
+# program, so the softmax needs no running maximum, and the forward pass stores nothing for the backward pass. Each
+# gradient is owned by one program, so there are no atomic additions.
+# The sizes are constants of the kernel: it is compiled for each, and finding a row takes no division at run time.
 # k and v are loaded where they are used, again for each block of queries: that costs L1 hits and saves registers.
-# "tf32x3" concerns float32 alone: three tensor core products that together keep float32's digits.
+# "tf32x3" only affects float32: three tensor core products that together keep float32's digits.
 
 
 @triton.jit
@@ -84,7 +84,8 @@ def _locate_rows(
     PAIRS: tl.constexpr,
     HAS_LENGTHS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """For rows of this program: which of its pairs; clip, token, head (int64); does the row exist, is its token real."""
+    """For each row of this program: index of its pair; clip, token, head (int64); whether the row exists; whether its token
+    is real."""
     part = row // N
     pair = (tl.program_id(0) * PAIRS + part).to(tl.int64)
     token = (row % N).to(tl.int64)
@@ -176,7 +177,7 @@ def _attention_backward_kernel(
     BLOCK_N: tl.constexpr,  # all rows of the program
     BLOCK_E: tl.constexpr,
 ) -> None:
-    """One program computes q's, k's and v's gradient of all its pairs, from recomputed probabilities."""
+    """One program computes the gradients of q, k and v of all its pairs, from recomputed probabilities."""
     e_E = tl.arange(0, BLOCK_E).to(tl.int64)
     in_head_1E = (e_E < E)[None, :]
     width = H * E
@@ -228,7 +229,7 @@ MAX_HEAD_DIM = 64
 
 
 def too_large(qkv_BNC: Tensor, num_heads: int, *_: Any) -> str:
-    """Why one program does not hold a sequence with its heads; empty where it does."""
+    """Why a sequence with its heads does not fit into one program; empty if it does."""
     N, packed = qkv_BNC.shape[1:]
     head_dim = packed // 3 // num_heads
     if N <= MAX_TOKENS and head_dim <= MAX_HEAD_DIM:
@@ -244,10 +245,10 @@ def choose_tiles(num_tokens: int, head_dim: int, dtype: torch.dtype) -> dict[str
 
     The smallest tile that holds a pair: less of the score matrix is masked than in a larger tile of several pairs.
 
-    32 rows at least, so that 13 tokens (26 of 32 rows used) leave fewer idle than one pair in 16 rows, at half as many
-    programs. Above 64 tokens the queries go through in blocks of 16, and likewise in float32: the backward pass holds
-    four M x N matrices and their operands, and ptxas (for sm_80, sm_90 and sm_100) finds registers for all of it this
-    way, but not with blocks of 32. In float32 the products take three passes, hence more warps; 128 tokens still spill.
+    At least 32 rows: 13 tokens (26 of 32 rows used) leave the same share idle as one pair in 16 rows would, at half as many
+    programs. Above 64 tokens, and in float32, the queries go through in blocks of 16: the backward pass holds four M x N
+    matrices and their operands, and ptxas (for sm_80, sm_90 and sm_100) finds registers for all of it this way, but not
+    with blocks of 32. In float32 the products take three passes, hence more warps; 128 tokens still spill.
     """
     block_n = max(next_power_of_2(num_tokens), 32)
     full = dtype == torch.float32
@@ -283,7 +284,7 @@ def launch_attention_backward(
 def _launch(
     kernel: Any, inputs: tuple[Tensor, ...], result: Tensor, num_heads: int, scale: float, lengths_B: Tensor | None
 ) -> None:
-    """What both kernels share: `inputs` ends with the packed qkv."""
+    """Check the size and launch either kernel; `inputs` ends with the packed qkv."""
     qkv_BNC = inputs[-1]
     B, N, packed = qkv_BNC.shape
     head_dim = packed // 3 // num_heads

@@ -4,7 +4,7 @@
     out[m, c] = z where z > 0, else slope[c] * z
 
 In training, mean and (biased) variance are those of the batch, and gradients pass through them; in evaluation they are
-given. Neither the normalised map nor z is kept: the backward pass computes them again from x and the shortcut.
+given. Neither the normalised map nor z is kept: the backward pass recomputes them from x and the shortcut.
 
 One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 
@@ -34,7 +34,7 @@ def batch_norm_prelu_reference(
     variance_C: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Plain PyTorch in at least float32, rounded once; also the batch's mean and variance, empty where they were given."""
+    """Plain PyTorch in at least float32, rounded once; also the batch's mean and variance, empty if they were given."""
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
     x, statistics = x_FCHW.to(exact), no_statistics(x_FCHW)
     if mean_C is None or variance_C is None:
@@ -93,17 +93,17 @@ def _result_dtype(x_FCHW: Tensor, shortcut_FCHW: Tensor | None) -> torch.dtype:
 
 
 def no_statistics(x_FCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty mean and variance: what is returned where both were given."""
+    """Empty mean and variance, returned if both were given."""
     exact = torch.promote_types(x_FCHW.dtype, torch.float32)
     return x_FCHW.new_empty((0,), dtype=exact), x_FCHW.new_empty((0,), dtype=exact)
 
 
 def clone_channels_last(x_FCHW: Tensor) -> Tensor:
-    """A copy with the strides of a channels-last map, also where an axis of size 1 would allow others."""
+    """A copy with the strides of a channels-last map, even if an axis of size 1 would allow others."""
     return x_FCHW.clone(memory_format=torch.channels_last)
 
 
-# A map is a matrix of M rows: channels-last memory needs no division to find a row's place. Rows are counted in 64 bits.
+# A map is a matrix of M rows: in channels-last memory a row is found without a division. Rows are counted in 64 bits.
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def _apply_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """One program makes BLOCK_R x BLOCK_C values of the result."""
+    """One program computes BLOCK_R x BLOCK_C values of the result."""
     weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -148,7 +148,7 @@ def _backward_sums_kernel(
     shortcut_ptr: tl.tensor,  # (M, C); not read unless HAS_SHORTCUT
     vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
     grad_shortcut_ptr: tl.tensor,  # (M, C), which is also the gradient of z; not written unless HAS_SHORTCUT
-    partial_ptr: tl.tensor,  # (G, 3, C) float32: weight's, bias's and slope's gradient of each chunk of rows
+    partial_ptr: tl.tensor,  # (G, 3, C) float32: gradients of weight, bias and slope of each chunk of rows
     num_rows: tl.tensor,
     num_channels: tl.tensor,
     rows_per_chunk: tl.tensor,  # a multiple of BLOCK_R
@@ -180,7 +180,7 @@ def _backward_sums_kernel(
         grad_z_RC = tl.where(z_RC > 0, grad_RC, grad_RC * slope_1C)
         if HAS_SHORTCUT:
             tl.store(grad_shortcut_ptr + at_RC, grad_z_RC.to(grad_shortcut_ptr.dtype.element_ty), mask=valid_RC)
-        grad_weight_RC += grad_z_RC * centre_RC  # all three zero where the mask has read no gradient
+        grad_weight_RC += grad_z_RC * centre_RC  # all three are zero where the mask skipped the gradient
         grad_bias_RC += grad_z_RC
         grad_slope_RC += grad_RC * tl.minimum(z_RC, 0.0)
     at_C = partial_ptr + chunk * 3 * num_channels + c_C
@@ -204,7 +204,7 @@ def _backward_input_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """One program makes BLOCK_R x BLOCK_C values of x's gradient; in training it also passes through mean and variance."""
+    """One program computes BLOCK_R x BLOCK_C values of x's gradient, in training through mean and variance too."""
     weight_ptr, bias_ptr, slope_ptr, mean_ptr, variance_ptr = vectors
     row_R = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -237,7 +237,7 @@ def launch_batch_norm_prelu(
     variance_C: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Start the Triton kernels; arguments as in the reference. Returns empty statistics where they were given."""
+    """Start the Triton kernels; arguments as in the reference. Returns empty statistics if they were given."""
     saved = launch_batch_statistics(x_FCHW) if mean_C is None or variance_C is None else no_statistics(x_FCHW)
     mean_C, variance_C = (mean_C, variance_C) if mean_C is not None and variance_C is not None else saved
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
@@ -270,7 +270,7 @@ def launch_batch_norm_prelu_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Start the Triton kernels: three sums over rows (and the shortcut's gradient), then the gradient of x.
 
-    A gradient that isn't channels-last (what pooling over the picture sends back is an expansion) is copied first.
+    A gradient that isn't channels-last (pooling over the picture sends back an expanded tensor) is copied first.
     """
     grad_FCHW = grad_FCHW.contiguous(memory_format=torch.channels_last)
     num_rows, num_channels = _num_rows(x_FCHW), x_FCHW.shape[1]
@@ -316,7 +316,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     statistics = output[1:] if ctx.training else (mean_C, variance_C)
     ctx.save_for_backward(*tensors, *statistics)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no tensors of zeros for the statistics
+    ctx.set_materialize_grads(False)  # no tensors of zeros as gradients of the statistics
 
 
 def _backward(ctx: Any, grad_FCHW: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -1,10 +1,10 @@
-"""batch_norm_prelu_pool: `batch_norm_prelu` and the maximum of 3x3 pixels, stride 2, behind it: the end of the video stem.
+"""batch_norm_prelu_pool: `batch_norm_prelu` followed by the maximum of 3x3 pixels, stride 2: the end of the video stem.
 
     out[f, i, j, c] = max over the pixels of (2i-1 .. 2i+1, 2j-1 .. 2j+1) inside the map, of PReLU(BatchNorm(x))[f, y, x, c]
 
-The map of the stem is by far the largest of the network: neither its normalised values nor those behind the PReLU are written.
-The forward pass reads x once more than the statistics do and keeps, in a byte, which pixel was the largest; the backward pass
-gathers from the at most four pooled pixels whose largest may be this one, so that nothing is added to one address.
+The map of the stem is by far the largest of the network: neither its normalised values nor the PReLU's results are written.
+After the statistics, the forward pass reads x once more and keeps, in a byte, which pixel was the largest. In the backward
+pass each pixel gathers from the up to four pooled pixels that it may be the largest of, so no additions collide.
 
 One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 
@@ -32,7 +32,7 @@ from svdata2vec.kernels.tiles import load_vector
 
 
 def pooled(side: int) -> int:
-    """Pixels along a side behind the maximum: windows of three, stride 2, one pixel of nothing at either end."""
+    """Pixels along a side after the maximum: windows of three, stride 2, one pixel of padding at either end."""
     return (side - 1) // 2 + 1
 
 
@@ -45,8 +45,8 @@ def batch_norm_prelu_pool_reference(
     variance_C: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Plain PyTorch in at least float32, rounded once; then which of the nine pixels it was (uint8, row by row; the first of
-    equal ones), and the batch's mean and variance, empty where they were given."""
+    """Plain PyTorch in at least float32, rounded once. Also returns which of the nine pixels was the largest (uint8, row by
+    row; the first of equal ones), and the batch's mean and variance, empty if they were given."""
     exact_FCHW = x_FCHW.to(torch.promote_types(x_FCHW.dtype, torch.float32))
     act_FCHW, *statistics = batch_norm_prelu_reference(exact_FCHW, None, weight_C, bias_C, slope_C, mean_C, variance_C, eps)
     out_FCPQ, index_FCPQ = torch.nn.functional.max_pool2d(act_FCHW, 3, 2, 1, return_indices=True)
@@ -93,7 +93,7 @@ def _vectors(
     return mean_C[None, :], tl.rsqrt(variance_C + eps)[None, :], weight_C[None, :], bias_C[None, :], slope_C[None, :]
 
 
-# A tile is BLOCK_R pixels of one frame: places inside a frame are counted in 32 bits, whose division costs a few instructions.
+# A tile is BLOCK_R pixels of one frame: offsets within a frame are 32-bit, whose division costs only a few instructions.
 
 
 @triton.jit
@@ -109,7 +109,7 @@ def _apply_pool_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """One program makes BLOCK_R x BLOCK_C pooled values."""
+    """One program computes BLOCK_R x BLOCK_C pooled values."""
     H, W, P, Q = picture
     frame = (tl.program_id(0) // tiles).to(tl.int64)
     pixel_R = tl.program_id(0) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -126,7 +126,7 @@ def _apply_pool_kernel(
         at_RC = (y_R * W + x_R)[:, None] * num_channels + c_C[None, :]
         z_RC = (tl.load(x_ptr + at_RC, mask=inside_RC, other=0).to(tl.float32) - mean_1C) * (rstd_1C * weight_1C) + bias_1C
         value_RC = tl.where(z_RC > 0, z_RC, z_RC * slope_1C)
-        # The first of equal ones, also where all are -inf; what is no number stays: as in PyTorch.
+        # As in PyTorch: the first of equal values, even if all are -inf; NaN wins.
         larger_RC = inside_RC & ((value_RC > best_RC) | (value_RC != value_RC) | (tap_RC < 0))
         best_RC, tap_RC = tl.where(larger_RC, value_RC, best_RC), tl.where(larger_RC, tap, tap_RC)
     at_RC = frame * P * Q * num_channels + (pixel_R[:, None] * num_channels + c_C[None, :])
@@ -141,7 +141,7 @@ def _pool_sums_kernel(
     tap_ptr: tl.tensor,  # (F, P*Q, C) uint8
     x_ptr: tl.tensor,  # (F, H*W, C)
     vectors: tl.tuple,  # (C,) each: weight, bias, slope, mean, variance
-    partial_ptr: tl.tensor,  # (G, 3, C) float32: weight's, bias's and slope's gradient of each chunk of tiles
+    partial_ptr: tl.tensor,  # (G, 3, C) float32: gradients of weight, bias and slope of each chunk of tiles
     num_channels: tl.tensor,
     tiles: tl.tensor,  # of a pooled frame
     num_tiles: tl.tensor,  # of all
@@ -151,7 +151,7 @@ def _pool_sums_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """One program walks through a chunk of tiles of BLOCK_C channels: where no pixel was the largest, nothing comes."""
+    """One program walks through a chunk of tiles of pooled pixels, BLOCK_C channels wide, and keeps three sums."""
     H, W, P, Q = picture
     chunk = tl.program_id(0)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -171,7 +171,7 @@ def _pool_sums_kernel(
         centre_RC = (tl.load(x_ptr + from_RC, mask=valid_RC, other=0).to(tl.float32) - mean_1C) * rstd_1C
         z_RC = centre_RC * weight_1C + bias_1C
         grad_z_RC = tl.where(z_RC > 0, grad_RC, grad_RC * slope_1C)
-        grad_weight_RC += grad_z_RC * centre_RC  # all three zero where the mask has read no gradient
+        grad_weight_RC += grad_z_RC * centre_RC  # all three are zero where the mask skipped the gradient
         grad_bias_RC += grad_z_RC
         grad_slope_RC += grad_RC * tl.minimum(z_RC, 0.0)
     at_C = partial_ptr + chunk * 3 * num_channels + c_C
@@ -197,7 +197,7 @@ def _pool_input_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """One program makes BLOCK_R x BLOCK_C values of x's gradient; in training it also passes through mean and variance."""
+    """One program computes BLOCK_R x BLOCK_C values of x's gradient, in training through mean and variance too."""
     H, W, P, Q = picture
     frame = (tl.program_id(0) // tiles).to(tl.int64)
     pixel_R = tl.program_id(0) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -230,7 +230,7 @@ MOST_VALUES = 2**31 - 1  # of a frame
 
 
 def too_large(x_FCHW: Tensor, *_: Any) -> str:
-    """Why a frame's values are not counted in 32 bits; empty where they are."""
+    """Why a frame has too many values for 32-bit offsets; empty if it does not."""
     values = math.prod(x_FCHW.shape[1:])
     return f"{values} values a frame; the Triton kernel counts to {MOST_VALUES}" if values > MOST_VALUES else ""
 
@@ -244,9 +244,10 @@ def launch_batch_norm_prelu_pool(
     variance_C: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Start the Triton kernels; arguments as in the reference. Returns empty statistics where they were given.
+    """Start the Triton kernels; arguments as in the reference. Returns empty statistics if they were given.
 
-    Raises ValueError for a frame of more values than 32 bits count.
+    Raises:
+        ValueError: a frame has more values than 32 bits can count.
     """
     F, C, H, W = x_FCHW.shape
     if why := too_large(x_FCHW):
@@ -328,7 +329,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     statistics = output[2:] if ctx.training else (mean_C, variance_C)
     ctx.save_for_backward(x_FCHW, output[1], *parameters, *statistics)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no tensors of zeros for what has no gradient
+    ctx.set_materialize_grads(False)  # no tensors of zeros for results without a gradient
 
 
 def _backward(ctx: Any, grad_FCPQ: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -27,7 +27,7 @@ def _statistics_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """Welford's recurrence in every lane, then one merge of the lanes: no difference of large sums anywhere."""
+    """Welford's recurrence in every lane, then one merge of the lanes; large sums are never subtracted."""
     chunk = tl.program_id(0).to(tl.int64)
     c_C = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     count_R = tl.zeros((BLOCK_R,), dtype=tl.float32)
@@ -41,7 +41,7 @@ def _statistics_kernel(
         count_R += (row_R < num_rows).to(tl.float32)
         from_old_RC = tl.where(valid_RC, x_RC - mean_RC, 0.0)
         mean_RC += from_old_RC * (1.0 / tl.maximum(count_R, 1.0))[:, None]
-        spread_RC += from_old_RC * (x_RC - mean_RC)  # zero where the mask has read nothing
+        spread_RC += from_old_RC * (x_RC - mean_RC)  # zero where the mask skipped the load
 
     count = tl.maximum(tl.sum(count_R, axis=0), 1.0)
     mean_C = divide(tl.sum(mean_RC * count_R[:, None], axis=0), count)

@@ -1,8 +1,8 @@
-"""bias_gelu: what follows the first matrix product of an MLP: bias, then the exact GELU.
+"""bias_gelu: bias and exact GELU after the first matrix product of an MLP.
 
     out[b, n, h] = z * (1 + erf(z / sqrt(2))) / 2      with z = x[b, n, h] + bias[h]
 
-The backward pass computes z again from the product and gives the bias's gradient in the same pass over memory.
+The backward pass recomputes z from the product and computes the bias gradient in the same pass over memory.
 
 One of the fused block ops behind `model.fused_blocks`, off by default (README.md, at the end).
 
@@ -28,7 +28,7 @@ def bias_gelu_reference(x_BNH: Tensor, bias_H: Tensor) -> Tensor:
 
 
 def bias_gelu_backward_reference(grad_BNH: Tensor, x_BNH: Tensor, bias_H: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the product and of the bias: the normal distribution's value at z plus z times its density."""
+    """Gradients of the product and of the bias. GELU' is the normal distribution function at z plus z times its density."""
     exact = torch.promote_types(x_BNH.dtype, torch.float32)
     z_BNH = x_BNH.to(exact) + bias_H.to(exact)
     below_BNH = 0.5 * (1.0 + torch.erf(z_BNH * math.sqrt(0.5)))
@@ -53,7 +53,7 @@ def _bias_gelu_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
-    """One program makes BLOCK_R x BLOCK_H values."""
+    """One program computes BLOCK_R x BLOCK_H values."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     h_H = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
     clip_R, token_R = clip_and_token(row_R, num_tokens)
@@ -82,7 +82,7 @@ def _bias_gelu_backward_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ) -> None:
-    """One program walks through a chunk of rows of BLOCK_H channels and keeps the sum of the bias's gradient."""
+    """One program walks through a chunk of rows of BLOCK_H channels and keeps the sum for the bias gradient."""
     chunk = tl.program_id(0)
     h_H = (tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)).to(tl.int64)
     bias_H = load_vector(bias_ptr, h_H, width)
@@ -97,13 +97,13 @@ def _bias_gelu_backward_kernel(
         z_RH = tl.load(x_ptr + x_at_RH, mask=valid_RH, other=0).to(tl.float32) + bias_H[None, :]
         below_RH = 0.5 * (1.0 + tl.erf(z_RH * SQRT_HALF))
         grad_z_RH = grad_RH * (below_RH + z_RH * tl.exp(-0.5 * z_RH * z_RH) * INVERSE_SQRT_TAU)
-        total_RH += grad_z_RH  # zero where the mask has read no gradient
+        total_RH += grad_z_RH  # zero where the mask skipped the gradient
         at_RH = row_R.to(tl.int64)[:, None] * width + h_H[None, :]
         tl.store(grad_x_ptr + at_RH, grad_z_RH.to(grad_x_ptr.dtype.element_ty), mask=valid_RH)
     tl.store(partial_ptr + chunk.to(tl.int64) * width + h_H, tl.sum(total_RH, axis=0), mask=h_H < width)
 
 
-# With four blocks of 256 channels (hidden width 1024) 512 programs, four for each SM of an H100.
+# Four blocks of 256 channels (hidden width 1024) give 512 programs, four for each SM of an H100.
 MAX_ROW_CHUNKS = 128
 
 

@@ -1,7 +1,7 @@
-"""Checks of what a caller hands to a kernel: every failure is one ValueError with what came and what was expected.
+"""Checks of a kernel's arguments: every failure is one ValueError that says what was found and what was expected.
 
-All of them look at shapes, dtypes and devices alone, so that they cost no synchronisation and `torch.compile` can trace
-them; `require_kept_frames` and `require_numbers` read values and therefore only look at tensors in main memory.
+They check only shapes, dtypes and devices, so that they cost no synchronisation and `torch.compile` can trace them.
+`require_kept_frames` and `require_numbers` read values, and therefore only check tensors in main memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def require_shapes(sizes: Mapping[str, int], /, **tensors: Tensor | None) -> dict[str, int]:
-    """Demand of tensors what their names say: `x_BTD` has three axes, and a letter is of one size in all tensors.
+    """Require the shapes that the tensors' names promise: `x_BTD` has three axes, and a letter has one size in all tensors.
 
     Args:
-        sizes: the letters whose size is given from outside.
-        tensors: in the order in which their axes become known; all on the device of the first; None is an absent one.
+        sizes: sizes of letters that are known beforehand.
+        tensors: in the order in which their axes become known; all must be on the device of the first. None = absent.
 
     Returns:
         The size of every letter.
@@ -38,19 +38,19 @@ def require_shapes(sizes: Mapping[str, int], /, **tensors: Tensor | None) -> dic
 
 
 def require_dtypes(allowed: Sequence[torch.dtype], /, **tensors: Tensor | None) -> None:
-    """Demand that each tensor has one of the allowed dtypes; None is an absent one."""
+    """Require that each tensor has one of the allowed dtypes; None = absent."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in allowed:
             raise ValueError(f"{name} has dtype {tensor.dtype}; expected {' or '.join(str(dtype) for dtype in allowed)}")
 
 
 def require_kept_frames(keep_BK: Tensor, num_frames: int) -> None:
-    """Demand int64 frame numbers in [0, num_frames), strictly increasing in each row.
+    """Require int64 frame numbers in [0, num_frames), strictly increasing in each row.
 
-    A tensor on a GPU isn't read, since that would stop the host until the GPU has caught up. There the kernels treat a
-    frame outside the clip as missing and touch no memory outside their tensors. The gradient of its token is undefined: each
-    frame writes that of its own token, of several the last one's, and nothing clears the others first, which would cost every
-    step. All other gradients are as they would be without that token.
+    A tensor on a GPU isn't read, since the host would have to wait for the GPU. There, the kernels treat a frame outside the
+    clip as missing and access no memory outside their tensors. The gradient of the token of such a frame is undefined: each
+    frame writes the gradient of its own token (of the last one, if it has several), and the others are not cleared first, which
+    would cost time in every step. All other gradients are as they would be without that token.
     """
     require_dtypes((torch.int64,), keep_BK=keep_BK)
     if keep_BK.device.type != "cpu" or torch.compiler.is_compiling() or keep_BK.numel() == 0:
@@ -63,7 +63,7 @@ def require_kept_frames(keep_BK: Tensor, num_frames: int) -> None:
 
 
 def require_numbers(frame_BT: Tensor, num_stored: int) -> None:
-    """Demand numbers of stored frames; as with kept frames only where they lie in main memory."""
+    """Require numbers of stored frames; like kept frames, they are only checked in main memory."""
     if frame_BT.device.type != "cpu" or torch.compiler.is_compiling() or frame_BT.numel() == 0:
         return
     low, high = int(frame_BT.min()), int(frame_BT.max())

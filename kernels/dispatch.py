@@ -1,12 +1,12 @@
-"""Which implementation serves a call, said once per op in the log.
+"""Choice of the implementation that serves a call, logged once per op.
 
 An op (see register.py) runs its Triton kernels on a GPU and its reference on the CPU; in a process started with
-TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, by Triton's interpreter (slow: for tests).
-`impl` says what a caller wants of that:
+TRITON_INTERPRET=1 it runs the Triton kernels on the CPU too, in Triton's interpreter (slow: for tests).
+A caller chooses with `impl`:
 
-    "auto"    the op, whatever it runs on this device; the plain reference of what is too large for its Triton kernels
-    "triton"  the op, and an error where it would not run Triton
-    "torch"   the plain PyTorch reference on any device, open to `torch.compile`, and twice differentiable
+    "auto"    the op, as it runs on this device; the plain reference for tensors that are too large for its Triton kernels
+    "triton"  the op, or an error if it would not run Triton
+    "torch"   the plain PyTorch reference on any device, transparent to `torch.compile`, and twice differentiable
 """
 
 import logging
@@ -31,10 +31,10 @@ _announced: set[tuple[str, str]] = set()
 def use_op(op: str, impl: Impl, tensor: Tensor, too_large: Callable[[], str] = lambda: "") -> bool:
     """True if this call goes to the registered op, False if it goes to the plain reference.
 
-    `too_large`: why the Triton kernels do not take the call; empty where they do.
+    `too_large`: why the arguments are too large for the Triton kernels; empty if they are not.
 
     Raises:
-        ValueError: `impl` is unknown, or "triton" was asked for where Triton can't run.
+        ValueError: `impl` is unknown, or is "triton" and Triton can't run.
     """
     if impl not in ("auto", "triton", "torch"):
         raise ValueError(f"{op}: impl is {impl!r}; expected 'auto', 'triton' or 'torch'")
@@ -54,11 +54,11 @@ def use_op(op: str, impl: Impl, tensor: Tensor, too_large: Callable[[], str] = l
 
 
 def announce(op: str, what: str) -> None:
-    """Log what serves the op, the first time only (at trace time where the call is compiled)."""
+    """Log which implementation serves the op, the first time only (at trace time if the call is compiled)."""
     if (op, what) not in _announced:
         _announced.add((op, what))
         _log.info("%s: %s", op, what)
 
 
-# What `torch.compiler.assume_constant_result` does once it has imported the compiler, for a second that few processes need.
+# Done by `torch.compiler.assume_constant_result` too, but that imports the compiler: a second that few processes need.
 announce._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,13 +1,13 @@
-"""The public kernels: checked arguments in, `impl` resolved once, one op or its plain reference called.
+"""The public kernels: check the arguments, resolve `impl` once, call the op or its plain reference.
 
     from svdata2vec.kernels import functional as K
     out_BND = K.attention(qkv, num_heads=8)
 
 Every function takes `impl` ("auto", "triton", "torch"; see dispatch.py) and raises ValueError for a wrong shape, dtype
-or device, for an `impl` that can't run here, or not at this size, and for values outside their range where they lie in
-main memory.
-The Triton kernels accumulate in float32 and are deterministic: there are no atomic additions. Strides are free unless a
-docstring demands otherwise.
+or device, for an `impl` that can't run here or not at this size, and, for tensors in main memory, for values outside their
+range.
+The Triton kernels accumulate in float32 and are deterministic: there are no atomic additions. Any strides are allowed unless
+a docstring says otherwise.
 
 B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; in `batch_norm_prelu` and
 `batch_norm_prelu_pool` F maps, C channels, H W picture; in `bias_gelu` H hidden width.
@@ -52,7 +52,7 @@ __all__ = [
     "restore_tokens",
 ]
 
-# The mean and standard deviation of ImageNet on the scale 0 to 255, in the order R, G, B.
+# Mean and standard deviation of ImageNet on the scale 0 to 255, in the order R, G, B.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -78,15 +78,15 @@ def gather_frames(
         window: odd number of frames around each kept frame; those outside the clip are zero *after* normalisation.
         dtype: of the result.
         channels: how many channels to write, at least 3 * window (the default); the rest are zero. A multiple of 8 (16
-            for window 5) lets this kernel and the convolution behind it use whole vectors.
-        folded: 2x2 neighbouring pixels (of an even number of rows and columns) as one of four times as many channels, with
-            two such pixels of zeros before and one behind every row and column: a convolution of 7x7 taps, stride 2 and
-            padding 3 is then one of 4x4 taps with neither (`gather_frames.fold`).
+            for window 5) lets this kernel and the convolution after it use whole vectors.
+        folded: combine 2x2 neighbouring pixels (rows and columns must be even) into one with four times the channels, with
+            two such pixels of zeros before every row and column and one after it: a convolution of 7x7 taps, stride 2 and
+            padding 3 becomes one of 4x4 taps without stride or padding (`gather_frames.fold`).
 
     Returns:
         (B*K, channels, H, W) in channels-last memory; channel c * window + i is colour c of frame keep - window//2 + i.
-        Folded: (B*K, 4 * channels, H/2 + 3, W/2 + 3), the channels of the upper left pixel first, then of the upper right, the
-        lower left, the lower right one.
+        Folded: (B*K, 4 * channels, H/2 + 3, W/2 + 3), the channels of the upper left pixel first, then of the upper right,
+        lower left and lower right pixel.
     """
     require_shapes({"C": COLOURS}, video_BTHWC=video_BTHWC, keep_BK=keep_BK)
     require_dtypes((torch.uint8,), video_BTHWC=video_BTHWC)
@@ -105,7 +105,7 @@ def gather_frames(
 def _check_windows(
     mean: Sequence[float], std: Sequence[float], window: int, channels: int | None, folded: Sequence[int]
 ) -> int:
-    """How many channels a window of frames fills, or is to fill. ValueError for what no window can be made with."""
+    """Number of channels of a window of frames: as given, else as many as it fills. ValueError for impossible arguments."""
     if len(mean) != COLOURS or len(std) != COLOURS or min(std) <= 0:
         raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must hold one value per colour, std above 0")
     if window < 1 or window % 2 == 0:
@@ -134,17 +134,19 @@ def gather_blocks(
     folded: bool = False,
     impl: Impl = "auto",
 ) -> Tensor:
-    """`gather_frames` of clips that are stored as blocks, decoded and resampled on the way.
+    """`gather_frames` of clips that are stored as blocks, which are decoded and resampled on the way.
 
     Args:
-        blocks_BTE: uint8, the stored frames of each clip, contiguous each; what follows those that are named is not read.
-        frame_BT: int64, which of the clip's stored frames is its frame t.
-        map_B4: int64, where each clip's output lies in its packed pictures, from `block_maps`; outside them it is black.
+        blocks_BTE: uint8, the stored frames of each clip, each frame contiguous; frames that `frame_BT` does not name are not
+            read.
+        frame_BT: int64, number of the stored frame that is the clip's frame t.
+        map_B4: int64, position of each clip's output in its packed pictures, from `block_maps`; black outside of them.
         keep_BK: as in `gather_frames`.
-        form: side of the packed picture, bits of an index of luma, of chroma.
+        form: side of the packed picture, bits of a luma index, bits of a chroma index.
         size: side of the output.
-        mean, std, window, channels, folded: as in `gather_frames`, of pixels rounded to grey levels, as decoded ones are.
-        dtype: of the result; uint8 gives the grey levels themselves with mean 0, std 1 and window 1.
+        mean, std, window, channels, folded: as in `gather_frames`; applied to pixels rounded to grey levels, as decoded
+            pixels are.
+        dtype: of the result; uint8 returns the grey levels themselves with mean 0, std 1 and window 1.
 
     Returns:
         (B*K, channels, size, size) in channels-last memory, or folded.
@@ -192,7 +194,7 @@ def fuse_tokens(
     *,
     impl: Impl = "auto",
 ) -> Tensor:
-    """The student's tokens: (video + skeleton) / 2 + temporal, or video + temporal where the skeleton is hidden.
+    """The student's tokens: (video + skeleton) / 2 + temporal, or video + temporal if the skeleton is hidden.
 
     Args:
         video_BKD: tokens of the kept frames.
@@ -221,7 +223,7 @@ def restore_tokens(
         encoded_BKD: tokens of the kept frames.
         mask_token_D: learned token.
         keep_BK: int64, strictly increasing along K, values in [0, T).
-        temporal_TD: temporal embedding; its length says how many frames a clip has.
+        temporal_TD: temporal embedding; its length is the number of frames of a clip.
 
     Returns:
         (B, T, D) in the dtype of `encoded_BKD`. Gradients reach encoded tokens, mask token and temporal.
@@ -246,13 +248,13 @@ def attention(
     Args:
         qkv_BNC: (B, N, 3*D), columns q, k, v, each split into heads.
         num_heads: H; D = H * E.
-        lengths_B: int32 or int64, real tokens per clip in [0, N]; the rest is padding: nobody attends to it, and its
+        lengths_B: int32 or int64, real tokens per clip in [0, N]; the rest is padding: no token attends to it, and its
             output and gradient are zero.
         scale: of the scores; E**-0.5 by default.
 
     Returns:
-        (B, N, D), heads side by side, in the dtype of `qkv_BNC`. Gradient to `qkv_BNC`; the backward pass computes
-        the probabilities again, so that nothing but the input is kept.
+        (B, N, D), heads side by side, in the dtype of `qkv_BNC`. The gradient reaches `qkv_BNC`; the backward pass
+        recomputes the probabilities, so only the input is kept.
     """
     packed = require_shapes({}, qkv_BNC=qkv_BNC, lengths_B=lengths_B)["C"]
     require_dtypes(FLOATS, qkv_BNC=qkv_BNC)
@@ -277,12 +279,12 @@ def layer_targets(
         layers_LBTD: outputs of the teacher's top layers.
         normalise_layer: "instance" (per clip and channel over time), "layer" (per token), "batch" (per channel over
             clips and time), or "none".
-        normalise_average: the same of the average: "instance", "layer" or "none".
+        normalise_average: the same for the average: "instance", "layer" or "none".
         eps: added to the biased variance.
 
     Returns:
         (B, T, D) float32 (float64 for float64 layers), without gradient. Only "instance" with "none" is fused; other
-        combinations run the reference under impl="auto", which the log says, and are refused under impl="triton".
+        combinations run the reference under impl="auto", which is logged, and are refused under impl="triton".
     """
     sizes = require_shapes({}, layers_LBTD=layers_LBTD)
     require_dtypes(FLOATS, layers_LBTD=layers_LBTD)
@@ -338,7 +340,7 @@ def add_layer_norm(
         x_BND, branch_BND: the terms; they may differ in dtype. Without a branch the sum is x itself.
         weight_D, bias_D: of the LayerNorm; float32 parameters serve activations of any dtype.
         eps: added to the biased variance.
-        dtype: of the normalised result: what its reader computes in (default: that of the sum).
+        dtype: of the normalised result, for example the one that its consumer computes in (default: that of the sum).
 
     Returns:
         The sum, in the terms' common dtype, and its norm; both (B, N, D). Gradients reach both terms, weight and bias.
@@ -357,7 +359,7 @@ def add_layer_norm(
 
 
 def bias_gelu(x_BNH: Tensor, bias_H: Tensor, *, impl: Impl = "auto") -> Tensor:
-    """GELU(x + bias), exact (by the error function): what follows an MLP's first matrix product.
+    """Exact GELU(x + bias), by the error function, as after an MLP's first matrix product.
 
     Args:
         x_BNH: the product without its bias.
@@ -390,10 +392,10 @@ def batch_norm_prelu(
     Args:
         x_FCHW: feature maps in channels-last memory.
         weight_C, bias_C: of the BatchNorm; float32 parameters serve maps of any dtype.
-        slope_C: of the PReLU where its argument isn't positive.
+        slope_C: of the PReLU, for arguments that aren't positive.
         running_mean_C, running_variance_C: the statistics in evaluation; in training they are updated in place, as
             `nn.BatchNorm2d` does: `running += momentum * (batch - running)`, with the unbiased variance.
-        shortcut_FCHW: added between the two; channels-last; may differ in dtype.
+        shortcut_FCHW: added between BatchNorm and PReLU; channels-last; may differ in dtype.
         training: normalise by the batch's mean and biased variance, at least two values per channel.
         eps: added to the variance.
 
@@ -406,7 +408,7 @@ def batch_norm_prelu(
     given = (None, None) if training else vectors[3:]
     out_FCHW, *batch = batch_norm_prelu_op.run(impl, x_FCHW, shortcut_FCHW, *vectors[:3], *given, eps)
     if training:
-        _move(vectors[3:], batch, count, momentum)
+        _update_running(vectors[3:], batch, count, momentum)
     return out_FCHW
 
 
@@ -431,7 +433,7 @@ def batch_norm_prelu_pool(
 
     Returns:
         (F, C, (H + 1) // 2, (W + 1) // 2) in channels-last memory, in the dtype of x, rounded once. Gradients reach x, weight,
-        bias and slope; of equal values the first, row by row, has the gradient.
+        bias and slope; among equal values the first, row by row, gets the gradient.
     """
     vectors = (weight_C, bias_C, slope_C, running_mean_C, running_variance_C)
     count = _check_norm({"x_FCHW": x_FCHW}, vectors, training)
@@ -440,12 +442,12 @@ def batch_norm_prelu_pool(
     given = (None, None) if training else vectors[3:]
     out_FCPQ, _, *batch = batch_norm_prelu_pool_op.run(impl, x_FCHW, *vectors[:3], *given, eps)
     if training:
-        _move(vectors[3:], batch, count, momentum)
+        _update_running(vectors[3:], batch, count, momentum)
     return out_FCPQ
 
 
 def _check_norm(maps: dict[str, Tensor | None], vectors: Sequence[Tensor], training: bool) -> int:
-    """How many values a channel has. ValueError for maps and vectors that no normalisation takes."""
+    """Number of values of a channel. ValueError for maps and vectors that cannot be normalised."""
     names = ("weight_C", "bias_C", "slope_C", "running_mean_C", "running_variance_C")
     named = dict(zip(names, vectors, strict=True))
     sizes = require_shapes({}, **maps, **named)
@@ -464,8 +466,8 @@ def _check_norm(maps: dict[str, Tensor | None], vectors: Sequence[Tensor], train
 
 
 @torch.no_grad()
-def _move(running: Sequence[Tensor], batch: Sequence[Tensor], count: int, momentum: float) -> None:
-    """Running statistics towards those of a batch of so many values per channel."""
+def _update_running(running: Sequence[Tensor], batch: Sequence[Tensor], count: int, momentum: float) -> None:
+    """Move running statistics towards those of a batch that has `count` values per channel."""
     running_mean_C, running_variance_C = running
     mean_C, variance_C = batch
     running_mean_C.lerp_(mean_C.to(running_mean_C.dtype), momentum)

@@ -72,7 +72,7 @@ def _fuse_tokens_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """One program makes BLOCK_R tokens: rows of (B, K) flattened, so that 13 tokens per clip waste no lane."""
+    """One program computes BLOCK_R tokens: rows of (B, K) flattened, so that 13 tokens per clip waste no lane."""
     row_R = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
     row_valid_R, d_valid_D = row_R < num_rows, d_D < width

@@ -1,16 +1,16 @@
-"""gather_blocks: clips of fixed-rate blocks in, normalised windows of frames out: decoded where they are sampled.
+"""gather_blocks: clips of fixed-rate blocks in, normalised windows of frames out; only sampled pixels are decoded.
 
-What `gather_frames` gives after decoding, crop, mirror and resampling, in one pass and without a decoded frame in memory.
-A frame is three planes, luma at full and chroma at half size: two ends for every 4x4 samples, and for every sample an index
-of 2 or 3 bits between them ("blocks" in shards/README.md says where which bit lies). Up to the grey level all arithmetic is
-that of integers, so kernel and reference agree in every bit:
+The result of decoding, crop, mirror, resampling and `gather_frames`, in one pass and without a decoded frame in memory.
+A frame is three planes, luma at full and chroma at half size: two end values for every 4x4 samples, and for every sample an
+index of 2 or 3 bits between them (bit layout: "blocks" in shards/README.md). Up to the grey level all arithmetic is
+integer arithmetic, so kernel and reference agree in every bit:
 
     sample         ((n - i) e0 + i e1 + n // 2) // n, index i of 0 .. n = 3 or 7
     colours        luma and the matrix of BT.601, factors in units of 2**-14, rounded, clipped to 0..255
     output pixel   bilinear between four packed pixels, black outside: weights in units of 2**-11, one rounding to a grey level
 
-Read `decode` and `resample` first, which do this for whole pictures; the kernel does it pixel by pixel: where does this pixel
-lie in the packed picture, what are its four neighbours there, in each frame of the window.
+Read `decode` and `resample` first, which do this for whole pictures. The kernel does it pixel by pixel: it finds the pixel's
+position in the packed picture, then decodes its four neighbours there in each frame of the window.
 
 B clips, T frames of E bytes, K kept frames, P pixels and S channels of the result, C = 3 colours; N frames of any clips.
 """
@@ -27,12 +27,12 @@ from svdata2vec.kernels.gather_frames import folded_place, gather_frames_referen
 from svdata2vec.kernels.launch import cdiv, launch, next_power_of_2
 from svdata2vec.kernels.register import register_op
 
-PLACE_BITS = 32  # a place in the packed picture counts units of 2**-32 pixels
+PLACE_BITS = 32  # positions in the packed picture are in units of 2**-32 pixels
 WEIGHT_BITS = 11
 
 
 def plane_bytes(side: int, bits: int) -> int:
-    """Of a plane of side x side samples: ends, two bits of every index, then perhaps the third."""
+    """Bytes of a plane of side x side samples: end values, two bits of every index, then perhaps the third."""
     return side * side * (1 + bits) // 8
 
 
@@ -108,7 +108,7 @@ def _resample_axis(video_BTHWC: Tensor, axis: int, scale_B: Tensor, shift_B: Ten
 def _sample(
     plane_ptr: tl.tensor, side: tl.tensor, x_P: tl.tensor, y_P: tl.tensor, there_P: tl.tensor, BITS: tl.constexpr
 ) -> tl.tensor:
-    """Samples of a plane, 0 to 255, at columns x and rows y, which lie inside where `there`."""
+    """Samples of a plane, 0 to 255, at columns x and rows y; `there` marks those that are inside."""
     # A plane's sections: ends of each block, side * side / 8 bytes; two bits of each index, twice as many; their third bits.
     ends_ptr = plane_ptr.to(tl.pointer_type(tl.int16))  # both ends at once
     ends_P = tl.load(ends_ptr + (y_P >> 2) * (side >> 2) + (x_P >> 2), mask=there_P, other=0).to(tl.int32)
@@ -154,7 +154,7 @@ def _gather_blocks_kernel(
     BLOCK_S: tl.constexpr,  # CHANNELS rounded up to a power of two
     BLOCK_P: tl.constexpr,
 ) -> None:
-    """One program writes BLOCK_P pixels of one window; where they lie in the packed picture is the same for all its frames."""
+    """One program writes BLOCK_P pixels of one window; their position in the packed picture is the same for all its frames."""
     row = tl.program_id(0).to(tl.int64)
     clip, kept = row // num_kept, row % num_kept
     keep = tl.load(keep_ptr + clip * keep_strides[0] + kept * keep_strides[1])
@@ -180,8 +180,8 @@ def _gather_blocks_kernel(
 
     channel_S = tl.arange(0, BLOCK_S)
     value_PS = tl.zeros((BLOCK_P, BLOCK_S), tl.float32)
-    for step in tl.range(WINDOW, disable_licm=True):  # places of 36 loads would fill the registers
-        # The window's frame, and where it is stored: a clip that is short repeats frames. Missing ones are zero in the result.
+    for step in tl.range(WINDOW, disable_licm=True):  # else the offsets of 36 loads would fill the registers
+        # The window's frame, and where it is stored: short clips repeat frames. Missing frames are zero in the result.
         frame = keep + step - WINDOW // 2
         in_clip = (frame >= 0) & (frame < num_frames)
         stored = tl.load(frame_ptr + frame * frame_strides[1], mask=in_clip, other=-1)
@@ -203,7 +203,7 @@ def _gather_blocks_kernel(
             red_P += weight_P * _cut(luma_P + ((22987 * cr_P + 8192) >> 14))
             green_P += weight_P * _cut(luma_P + ((-5636 * cb_P - 11698 * cr_P + 8192) >> 14))
             blue_P += weight_P * _cut(luma_P + ((29049 * cb_P + 8192) >> 14))
-        shown_P = in_picture_P & in_clip if FOLDED else in_clip  # what lies outside of a window is not written
+        shown_P = in_picture_P & in_clip if FOLDED else in_clip  # pixels outside of a window are not written
         for colour in tl.static_range(3):  # channels: the window's frames of red, then of green, then of blue
             sum_P = red_P if colour == 0 else (green_P if colour == 1 else blue_P)
             level_P = ((sum_P + 2097152) >> 22).to(tl.float32)
@@ -216,7 +216,7 @@ def _gather_blocks_kernel(
 
 
 # One pixel per thread in four warps: a thread decodes the four neighbours of its pixel in one frame after the other. With two
-# pixels it would take twice the registers; with less than one Triton would rather decode again than exchange between threads.
+# pixels it would take twice the registers; with less than one, Triton would decode repeatedly instead of exchanging values.
 PIXELS_PER_PROGRAM = 4 * (64 if torch.version.hip else 32)
 
 

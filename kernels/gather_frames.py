@@ -3,8 +3,8 @@
 Frame-sparse encoding: for each kept frame the stem sees the `window` frames around it, written as channels, so that its
 Conv3d becomes a Conv2d whose weight (O, 3, window, 7, 7) is merely reshaped to (O, 3 * window, 7, 7).
 
-Folded, 2x2 neighbouring pixels are one of four times as many channels, framed by what that Conv2d (stride 2, padding 3) adds
-around a picture: it becomes one of 4x4 taps without stride or padding, with 64 channels instead of 16, as tensor cores want.
+Folded, 2x2 neighbouring pixels become one with four times the channels, framed by the padding of that Conv2d (stride 2,
+padding 3), which becomes one of 4x4 taps without stride or padding and with 64 channels instead of 16, as suits tensor cores.
 
 B clips, T frames, K kept frames, H height, W width, C = 3 colours, S channels of the result before it is folded.
 """
@@ -21,7 +21,7 @@ from svdata2vec.kernels.launch import cdiv, launch, next_power_of_2
 from svdata2vec.kernels.register import register_op
 
 COLOURS = 3
-FOLD_BEFORE, FOLD_AFTER = 2, 1  # folded pixels of nothing before and behind a row: taps -4 .. 3 of each second pixel
+FOLD_BEFORE, FOLD_AFTER = 2, 1  # folded pixels of padding before and after a row: taps -4 .. 3 of every other pixel
 
 
 def gather_frames_reference(
@@ -34,7 +34,7 @@ def gather_frames_reference(
     folded: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Plain PyTorch: gather, bring colours before time, normalise in float32, blank what is outside the clip."""
+    """Plain PyTorch: gather, move colours before time, normalise in float32, zero frames outside the clip."""
     B, T, H, W, _ = video_BTHWC.shape
     K = keep_BK.shape[1]
     device = video_BTHWC.device
@@ -43,7 +43,7 @@ def gather_frames_reference(
     clip_B = torch.arange(B, device=device)[:, None, None]
     frames_BKFHWC = video_BTHWC[clip_B, frame_BKF.clamp(0, T - 1)]
     windows_RHWS = frames_BKFHWC.permute(0, 1, 3, 4, 5, 2).reshape(B * K, H, W, COLOURS * window)
-    mean_S, factor_S = (  # filled where they are: an upload would be waited for
+    mean_S, factor_S = (  # filled on the device: an upload would block
         torch.cat([torch.full((window,), value, dtype=torch.float32, device=device) for value in values])
         for values in (mean, [1.0 / value for value in std])
     )
@@ -64,13 +64,13 @@ def fold(windows_RHWS: Tensor) -> Tensor:
 
 @triton.jit
 def folded_place(pixel_P: tl.tensor, width: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Row and column in the picture, which is `width` wide, of pixels counted as folded windows hold them."""
+    """Row and column in a picture of the given width, for pixels numbered in the order of folded windows."""
     block_P, across = pixel_P // 4, width // 2 + 3  # FOLD_BEFORE + FOLD_AFTER more
     return 2 * (block_P // across - 2) + pixel_P % 4 // 2, 2 * (block_P % across - 2) + pixel_P % 2
 
 
 def window_shape(windows: int, height: int, width: int, channels: int, folded: bool) -> tuple[int, int, int, int]:
-    """Of windows (R, H, W, S), or as `fold` gives them."""
+    """Shape of the result: (R, H, W, S), or that of `fold`'s result."""
     if not folded:
         return windows, height, width, channels
     frame = FOLD_BEFORE + FOLD_AFTER
@@ -97,7 +97,7 @@ def _gather_frames_kernel(
     BLOCK_S: tl.constexpr,  # CHANNELS rounded up to a power of two
     BLOCK_P: tl.constexpr,
 ) -> None:
-    """One program writes BLOCK_P pixels of one window; what depends on the channel alone is computed once for all."""
+    """One program writes BLOCK_P pixels of one window; values that depend only on the channel are computed once."""
     row = tl.program_id(0).to(tl.int64)
     clip, kept = row // num_kept, row % num_kept
     keep = tl.load(keep_ptr + clip * keep_strides[0] + kept * keep_strides[1])

@@ -1,12 +1,12 @@
-"""Starting a Triton kernel: the one place through which every launch goes, and the arithmetic of tiles.
+"""Starting a Triton kernel: `launch`, which every launch goes through, and the arithmetic of tiles.
 
 Launch constants in this folder are reasoned from the sizes named beside them (an SM of an H100/H200 has 64 Ki
 registers and 227 KiB of shared memory; a warp should read whole 128-byte lines), not tuned;
-`tools/bench/bench_kernels.py` is the place to try others.
+others can be tried with `tools/bench/bench_kernels.py`.
 
-Integer arguments of the kernels are annotated `tl.tensor`, which is what they are inside. Triton takes an annotation
-`int` for a type: it would pass them in 32 bits, and would no longer make a constant of a size that is 1. The strides of a
-tensor are one argument, a tuple, whose values Triton treats in the same way.
+Integer arguments of the kernels are annotated `tl.tensor`, which they are inside the kernel. Triton would treat the
+annotation `int` as a 32-bit type, and would no longer turn a size of 1 into a constant. The strides of a tensor are passed
+as one argument, a tuple, whose values Triton treats in the same way.
 """
 
 from contextlib import nullcontext
@@ -24,11 +24,11 @@ MOST_PROGRAMS = 65_535  # along every axis of a grid but the first
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
-    """Start `kernel` on the device of the first argument; an empty grid is nothing to do.
+    """Start `kernel` on the device of the first argument; an empty grid does nothing.
 
     Raises:
-        ValueError: a tensor is float64, whose digits the float32 arithmetic of the kernels would silently lose; or the grid
-            is larger than a GPU takes.
+        ValueError: a tensor is float64, whose precision the float32 arithmetic of the kernels would silently lose; or the
+            grid is larger than a GPU allows.
     """
     for argument in arguments:
         for value in argument if isinstance(argument, tuple) else (argument,):
@@ -47,7 +47,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int =
 
 
 def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], num_warps: int, constants: Any) -> None:
-    """The launch itself; a function of its own so that tests can look at every launch without a GPU."""
+    """The launch itself; a separate function so that tests can record every launch without a GPU."""
     # One stage: the loops are short, and the registers that prefetching takes are worth more as occupancy.
     kernel[grid](*arguments, **constants, num_warps=num_warps, num_stages=NUM_STAGES)
 
@@ -57,7 +57,7 @@ def strides(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(tensor.stride() for tensor in tensors)
 
 
-# Triton's own functions of these names serve kernels too, and take the host several microseconds a call.
+# Triton's functions of these names also work inside kernels, and cost the host several microseconds a call.
 def cdiv(number: int, divisor: int) -> int:
     """The quotient, rounded up."""
     return -(-number // divisor)
@@ -75,7 +75,7 @@ def channel_tile(width: int) -> tuple[int, int]:
 
 
 # Kernels that look up which token shows a frame compare all kept frames with those of a tile: 2**14 numbers are 128 per thread
-# in four warps; Triton takes no more than 2**20 at once, which many frames of few channels were beyond.
+# in four warps. Triton allows at most 2**20 at once, which many frames of few channels would exceed.
 MOST_COMPARED = 2**14
 
 

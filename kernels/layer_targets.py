@@ -1,4 +1,4 @@
-"""layer_targets: what the student has to predict: the teacher's top layers, each normalised, then averaged.
+"""layer_targets: the student's prediction targets: the teacher's top layers, each normalised, then averaged.
 
     target = normalise_average(mean over l of normalise_layer(layers[l]))
 
@@ -32,7 +32,7 @@ def layer_targets_reference(
     normalise_layer: LayerNormalisation = "instance",
     normalise_average: AverageNormalisation = "none",
 ) -> Tensor:
-    """Plain PyTorch in at least float32, which is also the dtype of the result. The defaults are the case with a kernel."""
+    """Plain PyTorch in at least float32, which is also the dtype of the result. Only the defaults have a kernel."""
     exact = torch.promote_types(layers_LBTD.dtype, torch.float32)
     target_BTD = _normalise(layers_LBTD.detach().to(exact), normalise_layer, eps).mean(0)
     return _normalise(target_BTD, normalise_average, eps).contiguous()
@@ -59,7 +59,7 @@ def _layer_targets_kernel(
     BLOCK_T: tl.constexpr,  # all frames of a clip
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """One program holds all frames of BLOCK_D channels of one clip, so that each layer is read exactly once."""
+    """One program holds all frames of BLOCK_D channels of one clip, so each layer is read exactly once."""
     clip = tl.program_id(0).to(tl.int64)
     t_T = tl.arange(0, BLOCK_T).to(tl.int64)
     d_D = (tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
@@ -70,7 +70,7 @@ def _layer_targets_kernel(
         x_TD = tl.load(layers_ptr + tl.cast(layer, tl.int64) * strides[0] + source_TD, mask=valid_TD, other=0)
         x_TD = x_TD.to(tl.float32)
         mean_D = divide(tl.sum(x_TD, axis=0), num_frames)
-        # From the values in registers: mean of squares minus square of means would lose what large means leave.
+        # From the values in registers: mean of squares minus square of the mean would lose precision if the mean is large.
         centred_TD = tl.where(valid_TD, x_TD - mean_D[None, :], 0.0)
         variance_D = divide(tl.sum(centred_TD * centred_TD, axis=0), num_frames)
         sum_TD += centred_TD * tl.rsqrt(variance_D + eps)[None, :]
@@ -85,7 +85,7 @@ MAX_FRAMES = 1024
 
 
 def too_large(layers_LBTD: Tensor, *_: float) -> str:
-    """Why one program does not hold a clip's frames; empty where it does."""
+    """Why a clip's frames do not fit into one program; empty if they do."""
     T = layers_LBTD.shape[2]
     return f"{T} frames; the Triton kernel takes up to {MAX_FRAMES}" if T > MAX_FRAMES else ""
 

@@ -2,7 +2,7 @@
 
     loss = sum over scored (b, t) of mean over d of (prediction - target)^2, divided by the number of scored positions
 
-No scored position at all gives loss 0 and gradient 0. Only the prediction has a gradient.
+Without any scored position, loss and gradient are 0. Only the prediction has a gradient.
 
 B clips, T frames, D width.
 """

@@ -1,12 +1,12 @@
-"""`register_op`: a reference and a launcher become one PyTorch operator, `torch.ops.svdata2vec.<name>`.
+"""`register_op` makes one PyTorch operator, `torch.ops.svdata2vec.<name>`, of a reference and a launcher.
 
-What PyTorch asks of an operator beyond the computation is derived here, for every op in the same way: the schema from the
-launcher's annotations, the CPU's implementation and the shapes for `torch.compile` from the reference, the gradient
+Everything that PyTorch needs of an operator beyond the computation is derived here, in the same way for every op: the schema
+from the launcher's annotations, the CPU implementation and the shapes for `torch.compile` from the reference, the gradient
 from another op.
 
-A call reaches the operator where PyTorch records or transforms calls. Elsewhere it goes straight to the implementation,
-with the same gradient through a `torch.autograd.Function`: the way through an operator in Python costs the host more than
-most kernels take (kernels/README.md, "What runs").
+A call goes through the operator if PyTorch records or transforms calls. Otherwise it goes straight to the implementation,
+with the same gradient through a `torch.autograd.Function`: calling an operator that is defined in Python costs the host more
+than most kernels take (kernels/README.md, "What runs").
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from torch.library import CustomOpDef
 from svdata2vec.kernels import dispatch
 from svdata2vec.kernels.dispatch import Impl, use_op
 
-# From an op's inputs and its results (always a tuple): what its backward op takes behind the gradient.
+# (inputs, results) of an op, results always as a tuple -> the arguments of its backward op after the gradient.
 Save = Callable[[tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 
 
@@ -36,17 +36,17 @@ class Gradient:
 
 @dataclass(frozen=True)
 class Op:
-    """An operator (`registered`, which opcheck and `torch.compile` know), and what stands behind it."""
+    """An operator (`registered`, which opcheck and `torch.compile` know), and the functions that implement it."""
 
     name: str
     registered: CustomOpDef
     reference: Callable[..., Any]
     implementation: Callable[..., Any]
     function: type[torch.autograd.Function]  # the implementation with its gradient
-    too_large: Callable[..., str]  # why the launcher takes no such arguments; empty where it does
+    too_large: Callable[..., str]  # why the arguments are too large for the launcher; empty if they are not
 
     def __call__(self, *arguments: Any) -> Any:
-        """The operator, whatever it runs on this device."""
+        """The operator, as it runs on this device."""
         if torch.compiler.is_compiling():
             return self.registered(*arguments)
         tensors = [x for x in arguments if isinstance(x, Tensor)]
@@ -57,13 +57,13 @@ class Op:
         return self.implementation(*arguments)
 
     def run(self, impl: Impl, *arguments: Any) -> Any:
-        """The operator or the plain reference, as `impl`, device and size of the arguments demand (see dispatch.py)."""
+        """The operator or the plain reference, depending on `impl`, device and size of the arguments (see dispatch.py)."""
         taken = use_op(self.name, impl, arguments[0], lambda: self.too_large(*arguments))
         return (self if taken else self.reference)(*arguments)
 
 
 def _recorded(tensors: Sequence[Tensor]) -> bool:
-    """True where PyTorch records or transforms calls: tracing, fake tensors and other modes and subclasses, batches of
+    """Whether PyTorch records or transforms calls: tracing, fake tensors and other modes and subclasses, batches of
     gradients, torch.func."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
@@ -88,23 +88,23 @@ def register_op(
 
     Args:
         reference: plain PyTorch. It takes the launcher's arguments and returns what the launcher returns, with the same
-            shapes, dtypes and strides, in tensors that share no memory with the arguments or with each other; and it reads
-            no value of a tensor, so that it also runs on fake ones.
+            shapes, dtypes and strides, in tensors that share no memory with the arguments or with each other. It must not
+            read values of tensors, so that it also runs on fake ones.
         launcher: starts the Triton kernels. Its annotations are the operator's schema. In a process that interprets
             kernels it serves the CPU too.
-        backward: the op that takes the gradient of the first result and what `save` keeps, and returns the gradients of
-            the arguments named in `differentiable`, in that order.
-        save: from inputs and results to the arguments of `backward` behind the gradient (default: the inputs).
-        gradient: in place of these three, where a gradient is more than one call. An op with neither, such as every
+        backward: the op that takes the gradient of the first result and the values that `save` returns, and returns the
+            gradients of the arguments named in `differentiable`, in that order.
+        save: maps inputs and results to the arguments of `backward` after the gradient (default: the inputs).
+        gradient: replaces these three if a gradient takes more than one call. An op with neither, such as every
             `<name>_backward`, refuses to be differentiated.
-        too_large: from the launcher's arguments to why it does not take them, by their shapes; empty where it does.
+        too_large: maps the launcher's arguments to the reason why their shapes are too large for it; empty if they are not.
 
     Raises:
         ValueError: an annotation that PyTorch has no schema for, or a name in `differentiable` that is no argument.
     """
 
     def plain(*arguments: Any) -> Any:
-        """In the precision of the arguments, as the kernels compute, whatever autocast region the call is in."""
+        """The reference in the precision of the arguments, as the kernels compute, regardless of autocast."""
         kind = _device_type(arguments)
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             return reference(*arguments)
@@ -140,7 +140,7 @@ def _function(name: str, implementation: Callable[..., Any], gradient: Gradient)
 
 
 def _one_call(backward: Op, num_inputs: int, places: list[int], save: Save) -> Gradient:
-    """The gradient from a backward op whose results belong to the inputs at `places`."""
+    """A gradient that is one call of a backward op, whose results belong to the inputs at `places`."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         saved = save(inputs, output if isinstance(output, tuple) else (output,))
@@ -159,7 +159,7 @@ def _one_call(backward: Op, num_inputs: int, places: list[int], save: Save) -> G
 
 
 def _refusal(name: str) -> Gradient:
-    """A second differentiation fails with an explanation instead of a wrong or missing gradient."""
+    """A gradient that fails with an explanation, for ops that cannot be differentiated (again)."""
 
     def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
         raise RuntimeError(f"{name} has no second derivative; call it with impl='torch' to differentiate twice")

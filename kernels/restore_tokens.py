@@ -1,4 +1,4 @@
-"""restore_tokens: the decoder's input: encoded tokens back at their frames, the mask token everywhere else.
+"""restore_tokens: the decoder's input, with encoded tokens back at their frames and the mask token everywhere else.
 
     full[b, t] = temporal[t] + (encoded[b, k] if keep[b, k] == t for some k, else mask_token)
 
@@ -56,7 +56,7 @@ def _restore_tokens_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """One program makes BLOCK_T frames of one clip."""
+    """One program computes BLOCK_T frames of one clip."""
     clip = tl.program_id(0).to(tl.int64)
     t_T = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     d_D = (tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)
@@ -96,7 +96,7 @@ def _restore_tokens_backward_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """One program reads BLOCK_T frames of a chunk of clips once, and sends each row where it belongs."""
+    """One program reads BLOCK_T frames of a chunk of clips once, and adds or writes each row where it belongs."""
     chunk = tl.program_id(0).to(tl.int64)
     t_T = (tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
     d_D = (tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Device functions that several kernels share: where a tile lies in a strided tensor, and which token shows a frame.
+"""Device functions that several kernels share: offsets of a tile in a strided tensor, and the token that shows a frame.
 
 R rows of a tile, D its channels; `strides` are those of a tensor (clips, rows) or (clips, rows, channels).
 """
@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def clip_and_token(row_R: tl.tensor, num_tokens: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Where rows of (clips, tokens) flattened belong, both int64."""
+    """Clip and token of rows of (clips, tokens) flattened, both int64."""
     return (row_R // num_tokens).to(tl.int64), (row_R % num_tokens).to(tl.int64)
 
 
@@ -27,7 +27,7 @@ def tile_at(clip: tl.tensor, row_R: tl.tensor, channel_D: tl.tensor, strides: tl
 
 @triton.jit
 def divide(total: tl.tensor, count: tl.tensor) -> tl.tensor:
-    """Rounded correctly, which `/` isn't on a GPU: the mean of equal values is that value, and its variance zero."""
+    """Correctly rounded division, which `/` isn't on a GPU: the mean of equal values is that value, and the variance zero."""
     return tl.div_rn(total, tl.cast(count, tl.float32))
 
 
