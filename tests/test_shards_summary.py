@@ -118,7 +118,7 @@ def test_joints_of_smaller_copies_are_said(scale: float, tmp_path: Path, capsys:
     remark = "of 95 % of the clips, persons are in the left 38 % and the upper 45 % of the picture: if their joints were found"
     assert (f"\n  but look        {remark} in smaller copies" in capsys.readouterr().out) == (scale < 1)
     main(["verify", str(tmp_path / "out"), "--workers", "1"])
-    assert (f"no fault, but look: {remark}" in capsys.readouterr().out) == (scale < 1)
+    assert (f"no fault, but note: {remark}" in capsys.readouterr().out) == (scale < 1)
 
 
 def test_reasons_of_one_kind_are_counted_together() -> None:

@@ -95,7 +95,7 @@ def test_one_person_under_four_numbers_is_one_person(
     figures = set_statistics(shards)
     assert figures.persons_per_clip == {1: 1} and figures.empty_frames == 1 / 20 and figures.frames_of_others == 0
     assert main(["verify", str(tmp_path / "packed"), "--workers", "1"]) == 0
-    assert "no fault, but look: a model of 2 persons sees nobody in 5.00 % of the frames" in capsys.readouterr().out
+    assert "no fault, but note: a model of 2 persons sees nobody in 5.00 % of the frames" in capsys.readouterr().out
 
 
 def test_figures_are_those_of_the_persons_that_the_model_reads(tmp_path: Path) -> None:

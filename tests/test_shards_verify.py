@@ -76,7 +76,7 @@ def test_names_of_what_was_left_out_may_hold_any_character(folder: Path, charact
 def test_the_command_says_how_many(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "skipped.jsonl").unlink()
     assert main(["verify", str(folder)]) == 2
-    assert f"{folder}: 1 fault; copy what is damaged again; else pack again into another folder" in capsys.readouterr().err
+    assert f"{folder}: 1 fault; copy the damaged files again, or else pack again into another folder" in capsys.readouterr().err
 
 
 def test_what_helps_with_a_cut_tar_is_said_wherever_it_is_found(folder: Path) -> None:
@@ -437,7 +437,7 @@ def test_several_folders_are_verified_one_after_the_other(
     shutil.copytree(folder, other)
     both = f"{folder}, {other}"
     assert main(["verify", both, "--workers", "1", "--no-decode"]) == 0
-    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("no fault, but look")]
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("no fault, but note")]
     assert said == [f"{each}: no fault found" for each in (folder, other)]
     (folder / "left.txt").touch()
     assert main(["verify", both, "--workers", "1", "--no-decode"]) == 2

@@ -69,8 +69,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("inspect shards --split all --no-trian", "unknown option '--no-trian'; did you mean --no-train?"),
         ("pretrain demo --no-model.fused-blocks", "did you mean --model.no-fused-blocks?"),
         ("verify shards --zzzz", "svdata2vec verify: unknown option '--zzzz'; `svdata2vec verify --help` lists the options"),
-        ("shard pyskl a b --out c", "unknown option '--out': OUT is given by its place alone, without '--out' before it"),
-        ("verify --shards=a", "unknown option '--shards': SHARDS is given by its place alone"),
+        ("shard pyskl a b --out c", "unknown option '--out': OUT is positional, give it without '--out' before it"),
+        ("verify --shards=a", "unknown option '--shards': SHARDS is positional, give it without"),
         # a word too many, or too few
         ("verify shards more", "svdata2vec verify: unexpected 'more' after 'shards'; `svdata2vec verify --help`"),
         ("pretrain demo --run.sync-batchnorm yes", "unexpected 'yes' after '--run.sync-batchnorm'"),
@@ -111,9 +111,9 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("convert a out --coordinates 0", "svdata2vec convert: --coordinates is 0: expected"),
         ("probe demo --temperature nan", "probe: --temperature is nan: expected a number from 0.01 to 1000"),
         # what a shell has left
-        ("pretrain demo --run.out=", "svdata2vec pretrain: --run.out is empty; expected a value (is a variable of the shell"),
-        ("pretrain demo --run.out=~/runs/pre", "'--run.out=~/runs/pre': the shell puts no folder in place of a ~ that is "
-         "quoted, or behind a =; write $HOME/runs/pre"),
+        ("pretrain demo --run.out=", "svdata2vec pretrain: --run.out is empty; expected a value (is a shell variable not set"),
+        ("pretrain demo --run.out=~/runs/pre", "'--run.out=~/runs/pre': the shell does not expand a ~ that is "
+         "quoted or follows a =; write $HOME/runs/pre"),
         # the option that is named is the one that is wrong
         ("pretrain demo --kind x", "unknown option '--kind'; did you mean --target.kind?"),
         ("pretrain demo --run.epochs 3 --run.epochs x", "--run.epochs is 'x'; expected INT"),

@@ -181,7 +181,7 @@ def test_a_setting_that_is_there_twice_is_named(tmp_path: Path) -> None:
     write_config(tmp_path, PRETRAIN["demo"]())
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"epochs":', '"epochs": 5, "epochs":'))
-    with pytest.raises(UserError, match=r'config.json is not JSON \("epochs" is there twice in one object\)'):
+    with pytest.raises(UserError, match=r'config.json is not JSON \("epochs" occurs twice in one object\)'):
         read_config(tmp_path)
 
 

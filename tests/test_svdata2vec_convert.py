@@ -232,7 +232,7 @@ def test_the_batchnorm_of_the_authors_linear_probe_becomes_part_of_its_linear() 
     with pytest.raises(UserError, match=r"1 missing names: head.fc.0.running_var$"):
         convert_state_dict(state, heads=4)
     state["head.fc.0.running_var"] = torch.ones(3)
-    with pytest.raises(UserError, match=r"shapes do not go together: .* head.fc.0.running_var \(3,\), head.fc.1"):
+    with pytest.raises(UserError, match=r"shapes do not match: .* head.fc.0.running_var \(3,\), head.fc.1"):
         convert_state_dict(state, heads=4)
 
 
@@ -289,7 +289,7 @@ def test_foreign_objects_in_a_checkpoint_are_left_out_without_running_them(
     content = {"model": theirs.state_dict(), "args": Setting(), "epoch": 1}
     torch.save(content, tmp_path / "tuned.pth", _use_new_zipfile_serialization=zipped)
     convert_file(tmp_path / "tuned.pth", tmp_path / "run", heads=4)
-    assert "left out objects that are no tensors" in caplog.text and "test_svdata2vec_convert.Setting" in caplog.text
+    assert "left out objects that are not tensors" in caplog.text and "test_svdata2vec_convert.Setting" in caplog.text
     model, config, card = load_classifier(tmp_path / "run")
     assert config.modality == "both" and card["classes"] == [f"class {i}" for i in range(CLASSES)]
     video, joints, _ = inputs()
@@ -325,11 +325,11 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"list.pth holds list; expected a state dict"):
         convert_file(tmp_path / "list.pth", tmp_path / "run")
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "nested.pth")
-    with pytest.raises(UserError, match=r"nested.pth: state_dict are no dense tensors"):
+    with pytest.raises(UserError, match=r"nested.pth: state_dict are not dense tensors"):
         convert_file(tmp_path / "nested.pth", tmp_path / "run")
     for tensor in (torch.eye(3).to_sparse(), torch.empty(3, device="meta")):
         torch.save({"blocks": tensor}, tmp_path / "odd.pth")
-        with pytest.raises(UserError, match=r"odd.pth: blocks are no dense tensors"):
+        with pytest.raises(UserError, match=r"odd.pth: blocks are not dense tensors"):
             convert_file(tmp_path / "odd.pth", tmp_path / "run")
 
 

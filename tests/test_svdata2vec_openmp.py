@@ -52,7 +52,7 @@ def test_what_is_set_too_late_is_said_to_be(first: str, given: dict[str, str], l
     program = f"import {first}, svdata2vec, torch; from svdata2vec.config.openmp import waiting; print(waiting())"
     done = subprocess.run([sys.executable, "-c", program], env=CLEAN | {"PYTHONPATH": str(ROOT)} | given, capture_output=True,
                           text=True, check=True)
-    assert done.stdout.endswith("(of no effect: import svdata2vec before torch)\n") == late
+    assert done.stdout.endswith("(without effect: import svdata2vec before torch)\n") == late
     assert done.stdout.startswith("GOMP_SPINCOUNT ")
 
 

@@ -203,7 +203,7 @@ def test_a_sealed_file_is_changed_by_nobody_unnoticed(tmp_path: Path) -> None:
     path.write_bytes(sealed({"top1": 0.5, "classes": ["é", "b"]}))
     assert read_sealed(path) == {"top1": 0.5, "classes": ["é", "b"]}
     path.write_text(path.read_text().replace("0.5", "0.6"))
-    with pytest.raises(UserError, match=r'x.json was changed after it was written; restore it, or take out its entry "sha256"'):
+    with pytest.raises(UserError, match=r'x.json was changed after it was written; restore it, or remove its entry "sha256"'):
         read_sealed(path)
     path.write_text('{"top1": 0.6}')
     assert read_sealed(path) == {"top1": 0.6}

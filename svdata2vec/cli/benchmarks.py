@@ -21,11 +21,11 @@ class CompareOptions:
     """Compare two records of `svdata2vec bench run --out`, side by side."""
 
     first: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="A.json")]
-    """Record that the other is set against."""
+    """Record that the other one is compared with."""
     second: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B.json")]
     """The other record."""
     out: Path | None = None
-    """HTML page to write, with the charts of both; None = only the table is printed."""
+    """HTML page to write, with the charts of both; None = only print the table."""
 
     def __post_init__(self) -> None:
         check_fields(self)

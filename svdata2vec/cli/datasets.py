@@ -1,4 +1,4 @@
-"""Commands on data sets: pack one into shards, check shards, look at them. Heavy imports happen when a command runs."""
+"""Commands on data sets: pack one into shards, check shards, view them. Heavy imports happen when a command runs."""
 
 import inspect
 import sys
@@ -23,7 +23,7 @@ from svdata2vec.shards.shown import public, shown_lines
 
 
 def run_shard(kind: str, options: Any) -> None:
-    """Read a data set of this kind, pack it, and say what became of it."""
+    """Read a data set of this kind, pack it, and print a summary."""
     dataset = open_dataset(kind, **{name: getattr(options, name) for name in SOURCES[kind].options})
     with shown_progress() as progress:
         pack(dataset, options.out, options.pack, progress=progress)
@@ -31,14 +31,14 @@ def run_shard(kind: str, options: Any) -> None:
 
 
 def _as_option(annotation: Any) -> Any:
-    """A reader's parameter as an option; of a mapping, help and errors say what its two words are."""
+    """A reader's parameter as an option; for a mapping, help and errors say what its two words are."""
     if get_origin(annotation) is not Mapping:
         return annotation
     return Annotated[annotation, tyro.conf.arg(metavar="NAME FILE [NAME FILE ...]")]
 
 
 def _shard_options(kind: str) -> type:
-    """Options of a kind of data set: where to write, what its reader takes, how to pack."""
+    """Options of a kind of data set: the output folder, the reader's parameters, and how to pack."""
     reader: list[Any] = [
         (name, _as_option(parameter.annotation)) if parameter.default is parameter.empty
         else (name, _as_option(parameter.annotation), field(default=parameter.default))
@@ -69,14 +69,14 @@ class VerifyOptions:
     workers: Annotated[int, Range(1, 10_000)] = field(default_factory=job_cores)
     """Processes that check."""
     add_sums: bool = False
-    """If no fault is found, give a folder without checksums (of format 1, as release 0.2.0 packed them) those of its bytes."""
+    """If no fault is found, add checksums to a folder without them (format 1, as release 0.2.0 packed it)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
 
 def run_verify(options: VerifyOptions) -> None:
-    """Print every fault that is found; any is an error."""
+    """Print every fault that is found; any fault is an error."""
     from svdata2vec.shards.reading.joined import set_names
 
     names = set_names(options.shards)
@@ -86,12 +86,12 @@ def run_verify(options: VerifyOptions) -> None:
     faults = {name: _verified(Path(name), options) for name in names}
     if any(faults.values()):
         found = ", ".join(f"{name}: {count} fault{'s' * (count > 1)}" for name, count in faults.items() if count)
-        raise UserError(f"{found}; copy what is damaged again; else pack again into another folder, if need be without these "
-                        "clips")
+        raise UserError(f"{found}; copy the damaged files again, or else pack again into another folder, if necessary without "
+                        "these clips")
 
 
 def _verified(root: Path, options: VerifyOptions) -> int:
-    """Check one folder, say what was found; the number of faults."""
+    """Check one folder and print the findings; returns the number of faults."""
     from svdata2vec.shards.reading.shardset import ShardSet
     from svdata2vec.shards.reading.stats import corner_report, persons_report, set_statistics
     from svdata2vec.shards.reading.verify import add_sums, verify
@@ -107,7 +107,7 @@ def _verified(root: Path, options: VerifyOptions) -> int:
     shards = ShardSet.open(root)
     figures = set_statistics(shards)
     for remark in filter(None, [*shards.manifest.unlike_published(), persons_report(figures), corner_report(figures.reach)]):
-        sys.stdout.write(shown_lines(f"no fault, but look: {remark}\n"))
+        sys.stdout.write(shown_lines(f"no fault, but note: {remark}\n"))
     sys.stdout.write(shown_lines(f"{root}: no fault found\n"))
     return 0
 
@@ -119,7 +119,7 @@ class InspectOptions:
     shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Folder of the shards, or its URL."""
     split: str
-    """Split to show clips of (the figures are those of the whole set)."""
+    """Split whose clips are shown (the figures are those of the whole set)."""
     out: Path = Path("inspect")
     """Folder for index.html, the pictures and statistics.json."""
     keys: tuple[str, ...] = ()

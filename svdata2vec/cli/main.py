@@ -1,6 +1,6 @@
 """The command `svdata2vec`. Wrong input ends in one line on standard error and exit status 2, a failed run in one and 1.
 
-What takes a second to import, or minutes from a cold disk, is imported where Ctrl+C is answered.
+Modules that take a second to import, or minutes from a cold disk, are imported inside `main`, where Ctrl+C is handled.
 """
 
 import io
@@ -17,28 +17,28 @@ from svdata2vec.runs.failures import REQUEUE_EXIT_CODE, told
 from svdata2vec.shards.shown import shown
 
 STDOUT = 1  # its file descriptor
-GO_ON = ("pretrain", "finetune", "probe", "label-efficiency")  # started again, these take up what was interrupted
+RESUMABLE = ("pretrain", "finetune", "probe", "label-efficiency")  # started again, these resume interrupted work
 
-# What these find holds for all processes of a launch, and the first one says it.
+# Messages of these loggers hold for all processes of a launch; only the first process shows them.
 SHARED = ("svdata2vec.cli", "svdata2vec.runs", "svdata2vec.evaluation", "svdata2vec.training.finetune", "svdata2vec.kernels")
 
 log = logging.getLogger(__name__)
 
 
 def is_first_process() -> bool:
-    """Whether this process alone prints what all have found; a rank alone is left over in a shell."""
+    """Whether this process prints what holds for all of them. RANK without WORLD_SIZE is a leftover in a shell."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def said_here(record: logging.LogRecord) -> bool:
-    """Whether this process shows a message that it has. Of libraries only warnings: ONNX's tell of every node."""
+def is_shown(record: logging.LogRecord) -> bool:
+    """Whether this process shows a log record. Of libraries only warnings: ONNX reports every node."""
     if not record.name.startswith("svdata2vec") and record.levelno < logging.WARNING:
         return False
     return is_first_process() or not record.name.startswith(SHARED)
 
 
 class MessageFormatter(logging.Formatter):
-    """Messages contain untrusted names of files and classes."""
+    """Escapes control characters: messages contain untrusted names of files and classes."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         record.message = shown(record.message)
@@ -46,18 +46,18 @@ class MessageFormatter(logging.Formatter):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status. Help that is asked for ends in SystemExit, with status 0."""
+    """Run one sub-command; returns the exit status. A request for help raises SystemExit with status 0."""
     for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed where it comes from, as by `>&-`
+        if getattr(sys, stream) is None:  # closed by the caller, as by `>&-`
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as of standard error: names of classes in a locale without UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # like standard error: class names in a locale without UTF-8
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MessageFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(said_here)
+    handler.addFilter(is_shown)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("torch").setLevel(logging.WARNING)  # as PyTorch does, at the end of an import that may be interrupted
-    # torch.distributed.launch tells the number that it puts into the environment once more.
+    # torch.distributed.launch passes the rank on the command line too, besides the environment.
     repeated = f"--local-rank={os.environ.get('LOCAL_RANK')}"
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word.replace("_", "-") != repeated]
     try:
@@ -67,12 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _stdout_is_broken():
             return 128 + signal.SIGPIPE
         found = told(error)
         if found is None:
             raise
-        log.debug("what led to it", exc_info=error)
+        log.debug("traceback of the error", exc_info=error)
         return _refuse(words, *found)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -93,8 +93,8 @@ def _run(words: list[str]) -> None:
 
 @contextmanager
 def _requeued(words: list[str]) -> Iterator[None]:
-    """SIGTERM ends a command that goes on later as if it had saved, also where there is nothing to save: while modules load."""
-    if not words or words[0] not in GO_ON:
+    """While modules load there is nothing to save: SIGTERM ends a resumable command with the status for "saved, requeue"."""
+    if not words or words[0] not in RESUMABLE:
         yield
         return
     previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(REQUEUE_EXIT_CODE))  # an exception could be lost in an import
@@ -104,8 +104,8 @@ def _requeued(words: list[str]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _nobody_reads() -> bool:
-    """Whether the pipe that broke is standard output, as in `svdata2vec --help | head -1`; what is left of it is dropped."""
+def _stdout_is_broken() -> bool:
+    """Whether standard output is the broken pipe, as in `svdata2vec --help | head -1`; if so, further output is dropped."""
     poll = select.poll()
     poll.register(STDOUT, 0)
     broken = any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Words of the command line -> a command and its typed options. Wrong words are a UserError of one line."""
+"""Parses the words of the command line into a command and its typed options. Wrong words are a UserError of one line."""
 
 import difflib
 import itertools
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-# tyro's one way to its errors as data. It may change with any version, so setup.cfg names the one that this is tested with.
+# tyro's only way to get its errors as data. It may change with any version, so setup.cfg pins the one that this is tested with.
 from tyro import _errors as tyro_errors
 
 from svdata2vec.config.presets import describe
@@ -30,11 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Command:
-    """What is done with options that were read from the command line.
+    """A command of the command line.
 
-    summary: its line in the overview. options: the dataclass of its options, or a function that makes that dataclass, or
-    that makes an instance whose values are the defaults. fit: from options as they were read, defaults that fit what they
-    name; the words are then read again on top of these.
+    Attributes:
+        summary: its line in the overview.
+        run: runs it with its options.
+        options: the dataclass of its options, a function that makes that dataclass, or one that makes an instance whose
+            values are the defaults.
+        fit: makes, from the options that were read, defaults that fit the data they name; the words are then read again on
+            top of these.
     """
 
     summary: str
@@ -45,7 +49,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Later:
-    """A function of this package, as in "training.pretrain:pretrain", that is imported when it is called."""
+    """A function of this package that is imported when it is called; named as in "training.pretrain:pretrain"."""
 
     name: str
 
@@ -58,7 +62,7 @@ FITS = {GENERAL_PRESET: Later("runs.own_preset:fit")}  # presets of a run whose 
 
 @dataclass(frozen=True)
 class Group:
-    """Commands of which the next word names one; `choice` is what that word is, e.g. "preset"."""
+    """Commands, one of which the next word names; `choice` says what that word is, e.g. "preset"."""
 
     summary: str
     choice: str
@@ -73,9 +77,9 @@ def preset_commands(
     *,
     fits: Mapping[str, Callable[[Any], Any]],
 ) -> Group:
-    """One command per preset, with the preset's values as defaults, made into another `kind` of options if one is given.
+    """One command per preset, with the preset's values as defaults, converted into another `kind` of options if one is given.
 
-    fits: of presets whose values depend on the data, `Command.fit`.
+    fits: `Command.fit` of the presets whose values depend on the data.
     """
 
     def defaults(make: Callable[[], Any]) -> Any:
@@ -88,10 +92,12 @@ def preset_commands(
 
 
 def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tuple[Command, Any]:
-    """The command that the words name, and its options; `prog` is what was read so far, named in help and errors.
+    """The command that the words name, and its options. Prints help and raises SystemExit if the words ask for it, or end
+    before they name a command.
 
-    fit: look at the data that the options name, where a command's defaults depend on it. Prints help and raises SystemExit
-    where the words ask for it, or end before they name a command.
+    Args:
+        prog: the words that were read so far, for help and errors.
+        fit: read the data that the options name if the command's defaults depend on it.
     """
     if not words or words[0] in HELP:
         sys.stdout.write(overview(group, prog))
@@ -115,20 +121,20 @@ def read(words: list[str], group: Group, prog: str, *, fit: bool = False) -> tup
 
 
 def _refuse_unfinished(words: list[str]) -> None:
-    """UserError for words that a shell has not made into what was meant: as paths they would be folders of this one."""
+    """UserError for words that the shell did not expand as intended: as paths they would be folders in the current one."""
     for before, word in itertools.pairwise(["", *words]):
         name, separator, value = word.partition("=") if word.startswith("--") else (before, " ", word)
         if separator and not value:
             name = name if name.startswith("--") else "a word"
-            raise UserError(f"{name} is empty; expected a value (is a variable of the shell not set?)")
+            raise UserError(f"{name} is empty; expected a value (is a shell variable not set?)")
         if value.startswith("~/"):
-            raise UserError(f"{word!r}: the shell puts no folder in place of a ~ that is quoted, or behind a =; write "
+            raise UserError(f"{word!r}: the shell does not expand a ~ that is quoted or follows a =; write "
                             f"{value.replace('~', '$HOME', 1)}")
 
 
 def _first_word_missing(words: list[str], group: Group, prog: str) -> str:
-    """That the words begin with an option; the same words with the one that belongs in front, if it is clear which does."""
-    # One that comes late; a name behind an option may be its value.
+    """Error for words that begin with an option; shows them with the missing first word, if it is clear which one that is."""
+    # A command that comes late; a name after an option may be the option's value.
     late = [place for place, word in enumerate(words) if word in group.commands and _is_no_value(words[place - 1])]
     first, example = words[late[0]] if late else GENERAL_PRESET, "e.g."
     if first not in group.commands:
@@ -138,7 +144,7 @@ def _first_word_missing(words: list[str], group: Group, prog: str) -> str:
 
 
 def _is_no_value(before: str) -> bool:
-    """Whether the word behind this one cannot be the value of an option."""
+    """Whether the word after this one cannot be the value of an option."""
     return not before.startswith("-") or "=" in before
 
 
@@ -147,7 +153,7 @@ def _choices(group: Group) -> str:
 
 
 def overview(group: Group, prog: str) -> str:
-    """What can be chosen, a line each."""
+    """Help text that lists the commands of a group, a line each."""
     width = max(len(name) for name in group.commands)
     rows = "\n".join(f"  {name:{width}s}  {found.summary}" for name, found in group.commands.items())
     usage = f"{prog} {group.choice.split()[0].upper()}"
@@ -174,7 +180,7 @@ def parse(options: type | Callable[[], Any], words: list[str], prog: str) -> Any
 
 
 def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -> str:
-    """What is wrong with the words: the option, what was found and what was expected."""
+    """Description of an error in the words: the option, what was found and what was expected."""
     match event:
         case tyro_errors.UnrecognizedArgs(tokens=[_, *_] as odd) | tyro_errors.MissingArgs(unrecognized_tokens=[_, *_] as odd):
             problems = [_unknown(token, words, kind) for token in odd if token.startswith("--")]
@@ -196,7 +202,7 @@ def _problem(event: tyro_errors.ParseErrorEvent, words: list[str], kind: type) -
 
 
 def _with_dashes(message: str, kind: type) -> str:
-    """A message of a configuration, which names settings (`optim.lr`), with the options that set them (`--optim.lr`)."""
+    """A configuration's message, with the names of settings (`optim.lr`) replaced by their options (`--optim.lr`)."""
     options = {name.replace("-", "_"): f"--{name}" for name in option_names(kind)}
     return re.sub(r"\w+(\.\w+)+|^\w+|(?<=; )\w+(?= is )", lambda found: options.get(found[0], found[0]), message)
 
@@ -206,7 +212,7 @@ def _name(argument: Any) -> str:
 
 
 def _given(argument: Any, words: list[str]) -> str:
-    """What the words give an option, for its error; empty for one without a name."""
+    """The value that the words give an option, for its error; empty for positional ones."""
     for place, word in reversed([*enumerate(words)]):  # the last one counts
         name, _, value = word.partition("=")
         if name.replace("_", "-") == _name(argument):
@@ -216,7 +222,7 @@ def _given(argument: Any, words: list[str]) -> str:
 
 
 def _foreign(words: list[str], kind: type) -> str | None:
-    """The first option that the command does not have: tyro takes it for an end of the values before it."""
+    """The first option that the command does not have: tyro only takes it as the end of the values before it."""
     known = {*HELP, *(f"--{name}" for name in _spellings(kind))}
     given = (word.partition("=")[0] for word in words if word.startswith("-"))
     return next((word for word in given if word.replace("_", "-") not in known), None)
@@ -228,7 +234,7 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
         return f"unexpected {token!r}" + (f" after {words[place - 1]!r}" if place else "")
     wanted = token.partition("=")[0].lstrip("-").replace("_", "-")
     if wanted in option_names(kind, placed=True):
-        return f"unknown option {token!r}: {wanted.upper()} is given by its place alone, without {token!r} before it"
+        return f"unknown option {token!r}: {wanted.upper()} is positional, give it without {token!r} before it"
     wanted = re.sub(r"^no-(.*\.)", r"\1no-", wanted)  # the switch of a section
     spellings = _spellings(kind)
     elsewhere = [name for name in spellings if name.rpartition(".")[2] == wanted.rpartition(".")[2]]  # --lr, --optim.epochs
@@ -237,21 +243,21 @@ def _unknown(token: str, words: list[str], kind: type) -> str:
 
 
 def option_names(kind: type, *, placed: bool = False) -> list[str]:
-    """Names of a dataclass's options on the command line, without dashes in front; those of nested ones with dots.
+    """Names of a dataclass's options on the command line, without leading dashes; those of nested ones with dots.
 
-    placed: instead of what is given by its place alone.
+    placed: return the names of positional arguments instead.
     """
     return [name for name, _, by_place in _options(kind) if by_place is placed]
 
 
 def _spellings(kind: type) -> list[str]:
-    """`option_names`, and those that turn a switch off: model.no-fused-blocks."""
+    """`option_names`, and those that turn a switch off, like model.no-fused-blocks."""
     off = [re.sub(r"([^.]+)$", r"no-\1", name) for name, hint, by_place in _options(kind) if hint is bool and not by_place]
     return [*option_names(kind), *off]
 
 
 def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
-    """Of each option its name, its type, and whether it is given by its place alone."""
+    """Name and type of each option, and whether it is positional."""
     hints = get_type_hints(kind, include_extras=True)
     for name, hint in ((field.name, hints[field.name]) for field in fields(kind)):
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
@@ -263,7 +269,7 @@ def _options(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, bool]]:
 
 
 def _given_again(words: Sequence[str], kind: type) -> list[str]:
-    """Options with any number of values that the words give more than once, as in `--from a=x --from b=y`."""
+    """Options with any number of values that occur more than once in the words, as in `--from a=x --from b=y`."""
     lists = {f"--{name}" for name, hint, by_place in _options(kind) if not by_place and _takes_any_number(hint)}
     counts = Counter(word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--"))
     return [name for name, count in counts.items() if count > 1 and name in lists]

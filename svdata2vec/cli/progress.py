@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def shown_progress() -> Iterator[Callable[[Progress], None]]:
-    """A callback for `pack` that shows how far the packing is."""
+    """A callback for `pack` that shows its progress."""
     if not sys.stderr.isatty():
         yield _line_writer()
         return
@@ -33,7 +33,7 @@ def shown_progress() -> Iterator[Callable[[Progress], None]]:
 
 
 def checked_shards() -> Callable[[int, int], None]:
-    """A callback for `verify`: a line in the log now and then."""
+    """A callback for `verify` that logs a line now and then."""
     last = time.monotonic()
 
     def write(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Commands on what training leaves behind. Heavy imports happen when a command runs."""
+"""Commands on the results of training. Heavy imports happen when a command runs."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def run_probe(config: ProbeConfig) -> None:
     from svdata2vec.runs.folder import PROBES
 
     result = probe(config)
-    names = ("count", "clips", "top1", "top5", "mean_class", "intervals")  # results of earlier versions have not all of them
+    names = ("count", "clips", "top1", "top5", "mean_class", "intervals")  # results of earlier versions do not have all of them
     probes = {"linear": result, **{probe: result[probe] for probe in PROBES if probe in result}}
     found = {probe: {name: figures[name] for name in names if name in figures} for probe, figures in probes.items()}
     _print({"run": str(config.out), **found})
@@ -80,7 +80,7 @@ class EmbedOptions:
     shards: str | None = None
     """Folder of shards, or its URL; None = the run's own."""
     modality: Modality | None = None
-    """What the encoder sees; None = rgb after pretraining, else what the classifier sees."""
+    """Modality that the encoder sees; None = rgb after pretraining, else the classifier's."""
     views: Views | None = None
     """Draws of frames whose features are averaged; None = as many as the run has (`data.views`)."""
     batch_size: Count = 32
@@ -104,9 +104,9 @@ def run_embed(options: EmbedOptions) -> None:
 class PredictOptions:
     """Recognise the action in a video file (RGB alone).
 
-    The frames are sampled as in an evaluation. A network that was trained on whole pictures sees the whole picture. For others
-    the clip is cropped around the box that is given, around the persons of a file of poses, or else around what moves in the
-    video, which takes a camera that stands still.
+    The frames are sampled as in an evaluation. A network that was trained on whole pictures sees the whole picture. For other
+    networks the clip is cropped around the given box, around the persons of a pose file, or else around what moves in the
+    video, which requires a stationary camera.
     """
 
     run: RunFolder
@@ -114,18 +114,19 @@ class PredictOptions:
     video: Annotated[Path, READ_ALONE, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")]
     """Video file, or a folder of numbered pictures."""
     box: str | None = None
-    """Person box x1,y1,x2,y2 in pixels of the picture; it is grown by a tenth around its centre and made square."""
+    """Person box x1,y1,x2,y2 in pixels of the picture; it is enlarged by a tenth around its centre and made square."""
     poses: Path | None = None
-    """Instead of a box: annotation pickle with this video in it, in which tools/pose/extract_poses.py has found the persons."""
+    """Instead of a box: annotation pickle of tools/pose/extract_poses.py that contains the persons of this video."""
     whole_picture: bool = False
-    """Take the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
+    """Use the whole picture instead of looking for persons; networks that were trained on person crops do badly on it."""
     frames: Annotated[tuple[FrameNumber, FrameNumber] | None, tyro.conf.arg(metavar="START STOP")] = None
-    """Part of the video to look at: the frames from START, counted from 0, up to STOP, which is excluded; None = all. The video
-    is decoded from its beginning, as nothing else counts its frames for certain: cut many parts out of a long one first."""
+    """Part of the video to use: the frames from START, counted from 0, up to STOP, which is excluded; None = all. The video is
+    decoded from its beginning, the only reliable way to count its frames: to use many parts of a long video, cut them out
+    first."""
     views: Views | None = None
     """Draws of frames whose scores are averaged; None = as many as the run has (`data.views`)."""
     top: Count = 5
-    """Classes to name."""
+    """Number of top classes to print."""
     picture: Path | None = None
     """PNG file to write, with the sampled frames and the top classes."""
     device: Device = "auto"
@@ -137,7 +138,7 @@ class PredictOptions:
 
 
 def run_predict(options: PredictOptions) -> None:
-    """Print the top classes of a video file, and what was done to get them."""
+    """Print the top classes of a video file, and how they were found."""
     from svdata2vec.evaluation.predict import predict
 
     result = predict(**{**vars(options), "box": parse_box(options.box)})
@@ -164,24 +165,24 @@ def parse_box(text: str | None) -> tuple[float, float, float, float] | None:
 class ConvertOptions:
     """Turn a checkpoint of the authors' code into a finished run that finetune, probe and evaluate take.
 
-    Sizes are read off the weights. Unknown or missing names are an error that lists them. The teacher is not in such a
-    checkpoint, so pretraining cannot be continued from it.
+    Sizes are derived from the weights. Unknown or missing names are an error that lists them. Such a checkpoint does not
+    contain the teacher, so pretraining cannot be continued from it.
     """
 
     checkpoint: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """File of the authors' code: {'model': ...} or a bare state dict. No code stored in it is run."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """Folder to make."""
+    """Folder to create."""
     heads: Heads | None = None
-    """Attention heads (no shape tells them); None = as many as the file says, else the paper's 8."""
+    """Attention heads (shapes do not determine them); None = as in the file, else the paper's 8."""
     coordinates: Annotated[int, Range(1, 1000)] = 2
     """Coordinates per joint."""
     modality: Modality | None = None
-    """What a classifier sees; None = all that it has an embedding for."""
+    """Modality that a classifier sees; None = every one that it has an embedding for."""
     size: Side = 224
     """Side of the crop that the network was trained on, in pixels."""
     shards: str | None = None
-    """Packed data set to take the class names from; None = classes are called by their numbers, and `evaluate` refuses all
+    """Packed data set to take the class names from; None = classes are named by their numbers, and `evaluate` refuses all
     shards."""
     split: str | None = None
     """Split of it to evaluate on."""

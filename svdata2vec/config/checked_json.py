@@ -1,8 +1,8 @@
-"""Our JSON files, treated as untrusted: read with a schema, and sealed with a hash where a change must not go unnoticed.
+"""Our JSON files, treated as untrusted: checked against a schema, and sealed with a hash if changes must be noticed.
 
-A schema names what must be there. A name may be added to a file; none may go or change its meaning.
+A schema lists the required content. Later versions may add names to a file, but not remove any or change its meaning.
 
-- a type, or a tuple of types: a value of it; numbers are finite, texts can be written as UTF-8
+- a type, or a tuple of types: a value of it; numbers are finite, strings can be written as UTF-8
 - a `Range`: a whole number in it. A set: one of these values.
 - {"name": schema}: an object; "name?" may be missing or null; "*" stands for all other names
 - [schema]: a list of such values
@@ -23,7 +23,7 @@ SEAL = "sha256"
 
 
 def faults(value: Any, schema: Any, name: str = "") -> list[str]:
-    """What a value lacks or has in another type than its schema says, one line each; empty if it is sound."""
+    """Differences between a value and its schema (missing entries, wrong types), one line each; empty if there are none."""
     if isinstance(schema, dict):
         return _faults_of_object(value, schema, name)
     if isinstance(schema, list):
@@ -65,13 +65,13 @@ def _is_clean(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """A value for a message: its type, and what it is if that is short."""
+    """Description of a value for a message: its type, and the value itself if it is short."""
     text = "" if isinstance(value, dict | list) else f" {value!r:.40}"
     return f"{type(value).__name__}{text}" if text.isprintable() else type(value).__name__
 
 
 def check_record(value: Any, schema: Any, path: Path) -> Any:
-    """The value, if it is as its schema says. UserError names the file and the first things that are not."""
+    """The value, if it matches its schema. UserError names the file and the first differences."""
     wrong = faults(value, schema)
     if wrong:
         raise UserError(f"{path} is damaged: {', '.join(wrong[:3])}; expected a file that svdata2vec wrote")
@@ -79,19 +79,19 @@ def check_record(value: Any, schema: Any, path: Path) -> Any:
 
 
 def sealed(values: dict[str, Any]) -> bytes:
-    """A JSON object as a file's content, with the hash of its values."""
+    """File content for a JSON object, with the hash of its values added."""
     return json.dumps({**values, SEAL: _hash(values)}, indent=2).encode()
 
 
 def read_sealed(path: Path) -> Any:
-    """Values of a JSON file; those of an object that `sealed` wrote without their hash. Earlier versions wrote none.
+    """Values of a JSON file, without the hash if `sealed` wrote it; earlier versions wrote no hash.
 
     Raises:
-        UserError: the file is no JSON, or was changed after it was written.
+        UserError: the file is not JSON, or was changed after it was written.
     """
     values = read_json(path)
     if isinstance(values, dict) and SEAL in values and values.pop(SEAL) != _hash(values):
-        raise UserError(f'{path} was changed after it was written; restore it, or take out its entry "{SEAL}" to use it so')
+        raise UserError(f'{path} was changed after it was written; restore it, or remove its entry "{SEAL}" to use it as it is')
     return values
 
 

@@ -1,4 +1,4 @@
-"""Configurations as JSON, and read back strictly: an unknown name, a missing one or a value of another type is an error."""
+"""Configurations written as JSON and read back strictly: unknown or missing names and values of a wrong type are errors."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ _SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str
 
 
 def to_json(config: Any, credentials: bool = False) -> str:
-    """The configuration as JSON text; `from_dict` reads its values back. `credentials`: with those in its URLs."""
+    """The configuration as JSON text; `from_dict` reads its values back. `credentials`: keep those in its URLs."""
     text = json.dumps(dataclasses.asdict(config), indent=2, default=os.fspath)
     return text if credentials else public(text)
 
@@ -30,7 +30,7 @@ def to_values(config: Any) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Values of a JSON file; UserError names a file that is none."""
+    """Values of a JSON file; UserError names a file that is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -38,16 +38,16 @@ def read_json(path: Path) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. ValueError for a name that is there twice, of which Python takes the last."""
+    """A JSON object. ValueError for a repeated name, of which Python would silently take the last."""
     values = dict(pairs)
     if len(values) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{json.dumps(twice)} is there twice in one object")
+        raise ValueError(f"{json.dumps(twice)} occurs twice in one object")
     return values
 
 
 def with_todays_names(values: Any) -> Any:
-    """Settings that an earlier version wrote, under today's names: `launch` and `run.compile` are `run.launch` now."""
+    """Settings of an earlier version under their current names: `launch` and `run.compile` are `run.launch` now."""
     if not isinstance(values, dict) or not isinstance(values.get("run"), dict):
         return values
     values, run = dict(values), dict(values["run"])
@@ -62,7 +62,7 @@ def from_dict(kind: type[Config], values: Any, source: str) -> Config:
 
     Args:
         kind: a dataclass of numbers, strings, choices, paths, tuples and other such dataclasses.
-        values: what `to_values` gave; fields that are left out have their defaults.
+        values: as returned by `to_values`; omitted fields have their defaults.
         source: the file, for messages.
 
     Raises:
@@ -75,7 +75,7 @@ def from_dict(kind: type[Config], values: Any, source: str) -> Config:
 
 
 def _read_fields(kind: Any, values: Any, prefix: str) -> Any:
-    """The dataclass `kind` from a JSON object; `prefix`: dotted name of the object and a dot, or nothing for the whole."""
+    """The dataclass `kind` from a JSON object; `prefix`: dotted name of the object and a dot, empty for the root."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if not isinstance(values, dict):
         raise UserError(f"{_found(prefix[:-1], values)} expected an object with the settings {', '.join(fields)}")
@@ -107,7 +107,7 @@ def _read(hint: Any, value: Any, name: str) -> Any:
         return value
     accepted = {float: (int, float), Path: (str,)}.get(hint, (hint,))
     if hint in _SCALARS and type(value) in accepted:
-        with contextlib.suppress(OverflowError):  # of a whole number that no float holds
+        with contextlib.suppress(OverflowError):  # an integer that is too large for a float
             return hint(value)
     raise UserError(f"{_found(name, value)} expected {_expected(hint)}")
 

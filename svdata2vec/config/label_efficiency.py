@@ -31,8 +31,8 @@ GRID = tuple(SEARCHED)
 class SearchConfig:
     """Hyper-parameters that every row chooses for itself, on clips of performers that are neither trained nor tested on.
 
-    The same grid for every row that is trained, all combinations; what is left empty is as the other options say. Of a single
-    combination there is nothing to choose: it is taken without a trial.
+    Every row that is trained tries all combinations of the same grid; parameters without values here are set by the other
+    options. A single combination is used without a trial.
     """
 
     lr: tuple[Annotated[float, Range(ABOVE_0, 1000)], ...] = ()
@@ -42,12 +42,12 @@ class SearchConfig:
     drop_path: tuple[Annotated[float, Range(0, 0.999)], ...] = ()
     """Rates of stochastic depth to try."""
     weight_decay: tuple[Annotated[float, Range(0)], ...] = ()
-    """Of the linear probe, which has no other parameter."""
+    """L2 weights of the linear probe, its only hyper-parameter, to try."""
     seeds: Count = 1
-    """Seeds whose mean on the validation clips decides."""
+    """Number of seeds whose mean on the validation clips decides."""
     fractions: tuple[PositiveShare, ...] = ()
-    """Shares of the labels to search at, none so small that no clip can be held out; others take what was found at the nearest
-    one; none = all."""
+    """Shares of the labels to search at, each large enough to hold out at least one clip; other shares use the result of the
+    nearest one; none = all."""
 
     def __post_init__(self) -> None:
         check_fields(self, "search.")
@@ -57,7 +57,7 @@ class SearchConfig:
 
     @property
     def chooses(self) -> bool:
-        """Whether there is something to choose."""
+        """Whether there is more than one combination to choose from."""
         return any(len(getattr(self, name)) > 1 for name in GRID)
 
 
@@ -66,7 +66,7 @@ class LabelEfficiencyConfig:
     """Accuracy over the share of labels: from scratch, fine-tuned and probed after pretraining, over seeds, with intervals.
 
     All rows have the same labelled clips; those that train a network have the same steps and clips per step. Finished runs
-    are found again; the folder gets `label_efficiency.json`, with a chart beside it.
+    are reused; the results are written to `label_efficiency.json` in the folder, with a chart beside it.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -77,12 +77,12 @@ class LabelEfficiencyConfig:
     pretrained: Annotated[tuple[str, ...], tyro.conf.arg(name="from", metavar="NAME=RUN [NAME=RUN ...]")] = ()
     """Pretraining runs to start from, each with a name for its rows; {seed} in a folder stands for the seed."""
     ways: tuple[Way, ...] = ("scratch", "finetune", "linear", "attentive")
-    """What to do: RGB from scratch, and with the compute of the first run of `--from` besides; fine-tune and probe every run
-    of `--from`; skeletons from scratch, for reference."""
+    """Rows to compute: RGB from scratch, and with the compute of the first run of `--from` on top; every run of `--from`
+    fine-tuned and probed; skeletons from scratch, for reference."""
     fractions: tuple[PositiveShare, ...] = FRACTIONS
     """Shares of the labelled training clips; the clips of a smaller one are part of those of a larger one."""
     seeds: Count = 3
-    """Runs per row and share, with the seeds from `run.seed` on, which draw labels, weights and order of clips."""
+    """Runs per row and share, with consecutive seeds from `run.seed` on, which draw labels, weights and order of clips."""
     steps: Annotated[int, Range(0)] = 0
     """Optimizer steps of every fine-tuning, rounded up to whole epochs; 0 = `run.epochs` epochs."""
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)
@@ -92,9 +92,9 @@ class LabelEfficiencyConfig:
     jobs: Annotated[int, Range(1, 1000)] = 1
     """Runs at a time, each in a process that has a core (or a GPU) to itself."""
     keep_runs: bool = False
-    """Keep folders of finished runs with their weights; their figures stay in any case."""
+    """Keep the folders of finished runs with their weights; their figures are kept in any case."""
     collect: bool = False
-    """Start no run: write the record of those that are finished."""
+    """Start no runs; write the record of the finished ones."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -36,7 +36,7 @@ Published = TypeVar("Published", PretrainConfig, FinetuneConfig)
 
 
 def _data(name: str) -> DataConfig:
-    """Toyota Smarthome is reported as the mean over its classes, of which some have a hundred times the clips of others."""
+    """Toyota Smarthome is reported as the mean over its classes, some of which have a hundred times the clips of others."""
     return DataConfig(*PROTOCOLS[name][:3], metric="mean_class" if name.startswith("smarthome") else "top1")
 
 
@@ -57,12 +57,13 @@ def as_published_pretrain() -> PretrainConfig:
 
 
 def as_published_finetune() -> FinetuneConfig:
-    """The same of fine-tuning on RGB alone, for their two GPUs."""
+    """Fine-tuning on RGB alone, as in the authors' files for their two GPUs."""
     return _as_published(_finetune("ntu60-xsub"))
 
 
 def _as_published(base: Published) -> Published:
-    """float32, all joints, their frames in evaluations, 32 clips per GPU and as many per step on any number of them."""
+    """As the authors train: float32, all joints, their frames in evaluations, 32 clips per GPU, 32 per step on any number of
+    GPUs."""
     return replace(
         base,
         data=replace(base.data, crop_scores=(0.0, 0.0), frame_draw="original"),
@@ -74,11 +75,11 @@ def _as_published(base: Published) -> Published:
 DEMO_DATA = DataConfig("demo/shards", "xsub_train", "xsub_test", num_frames=16, size=64)
 SMALL_MODEL = ModelConfig(width=128, depth=4, decoder_depth=2, heads=4, stem_width=32)
 DEMO_MODEL = replace(SMALL_MODEL, stem_width=16, stem_init="change")  # synthetic clips: a camera that hardly moves
-COLOURS = AugmentConfig(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.5)  # in its clips clothes say nothing of the class
+COLOURS = AugmentConfig(brightness=0.2, contrast=0.2, saturation=0.3, hue=0.5)  # clothes are unrelated to its classes
 
 
 def demo_pretrain() -> PretrainConfig:
-    """A small network on the synthetic motion data set, with targets that tell motion: minutes on two CPU cores."""
+    """A small network on the synthetic motion data set, with targets that include motion: minutes on two CPU cores."""
     base = PretrainConfig()
     return replace(
         base,

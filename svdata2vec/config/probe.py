@@ -22,7 +22,7 @@ class AttentiveConfig:
     steps: Count = 500
     """Optimizer steps."""
     batch_size: Annotated[int, Range(2)] = 64
-    """Clips per step (times views); fewer where there are not as many."""
+    """Clips per step (times views); fewer if the split has fewer."""
     lr: Annotated[float, Range(ABOVE_0, 1000)] = 1e-3
     """Peak learning rate of AdamW: a tenth of the steps from 0, then half a cosine down to 0."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
@@ -43,16 +43,16 @@ class ProbeConfig:
     out: Path = Path("runs/probe")
     """Folder of the results."""
     modality: Modality = "rgb"
-    """What the encoder sees."""
+    """Modality that the encoder sees."""
     label_fraction: PositiveShare = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
     weight_decay: Annotated[float, Range(0)] = 1e-3
     """Weight of half the squared norm of the linear probe's weights (on features of unit variance)."""
     iterations: Count = 200
-    """Most L-BFGS iterations of the linear probe; it is convex and stops when it is at its minimum."""
+    """Maximum number of L-BFGS iterations of the linear probe; the problem is convex, and it stops at the minimum."""
     neighbours: Count = 20
-    """Neighbours that vote on a clip; the nearest one alone is reported besides. Classes without a vote rank below those with
-    one, by the cosine of their nearest clip."""
+    """Neighbours that vote on a clip; the result with the nearest one alone is reported too. Classes without a vote rank below
+    those with one, by the cosine of their nearest clip."""
     temperature: Annotated[float, Range(0.01, 1000)] = 0.07
     """A neighbour's vote is exp(cosine / temperature)."""
     attentive: AttentiveConfig = field(default_factory=AttentiveConfig)

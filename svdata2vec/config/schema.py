@@ -1,7 +1,7 @@
-"""Settings as frozen dataclasses: each field with its meaning, unit and default, which are also the help of its option.
+"""Settings as frozen dataclasses: each field with its meaning, unit and default, which are also its option's help.
 
 A run is a preset (see `presets.py`) plus typed overrides from the command line. Configurations check themselves when they
-are made and are written as JSON beside every checkpoint.
+are created, and are written as JSON beside every checkpoint.
 """
 
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from svdata2vec.shards.ranges import (
 Device = Literal["auto", "cpu", "cuda"]
 Modality = Literal["rgb", "both", "skeleton"]
 
-SMALLEST_SIZE, LARGEST_SIZE = 32, 2880  # of a crop's side, in pixels; of larger ones a GPU's grid does not hold the programs
+SMALLEST_SIZE, LARGEST_SIZE = 32, 2880  # of a crop's side, in pixels; larger ones exceed a GPU's grid
 
 NumBlocks = Annotated[int, Range(1, 1000)]
 Epochs = Annotated[float, Range(0, LARGEST)]
@@ -61,14 +61,14 @@ class DataConfig:
     """Split to validate on while fine-tuning; None = the data set's own (cs_val between cs_train and cs_test), or else
     `val_fraction` of the training clips."""
     val_fraction: Annotated[float, Range(ABOVE_0, 0.9)] = 0.1
-    """Share of the labelled training clips to validate on where there is no split for it: by performer where names tell
-    them, else by class. They are not trained on."""
+    """Share of the labelled training clips to validate on if there is no split for it: by performer if the names contain
+    performers, else by class. They are not trained on."""
     weights: tuple[Annotated[float, Range(ABOVE_0, 1000)], ...] = ()
     """How often a training epoch takes each clip of a set, a number per set: 2 = twice, 0.5 = half of the clips, the other half
     in the next epoch; none = all once."""
     layout: str | None = None
-    """Joint layout to bring all skeletons to, by the names of the joints, e.g. coco17; joints that a set does not have stay
-    missing. None = the one that the sets have."""
+    """Joint layout to convert all skeletons to, by the names of the joints, e.g. coco17; joints that a set does not have stay
+    missing. None = the layout of the sets."""
     num_frames: Frames = 40
     """Frames sampled from a clip (T)."""
     size: Side = 224
@@ -76,29 +76,29 @@ class DataConfig:
     crop: Crop = "joints"
     """Crop around the joints of the sampled frames, or around the stored person boxes of the whole clip."""
     crop_scores: tuple[Share, Share] = CROP_SCORES
-    """Least score of a joint that a crop around joints counts: inside the picture, and outside it; 0 0 counts all."""
+    """Minimum score at which a joint counts for a crop around joints: inside the picture, and outside it; 0 0 counts all."""
     frame_draw: FrameDraw = "fixed"
-    """Frames of an evaluation. fixed: drawn once and for all by the clip's name; original: number for number as the authors'
-    code does; centre: no draw, the middle of each segment, whatever the file is called."""
+    """Frames of an evaluation. fixed: drawn from the clip's name, always the same; original: exactly those of the authors'
+    code; centre: no draw, the middle of each segment, regardless of the file's name."""
     decoder: Literal["dali", "reference"] = "dali"
     """Decode with NVIDIA DALI, or with the slow reference path (OpenCV, PyAV)."""
     threads: Annotated[int | None, Range(1, 256)] = None
     """Decoding threads per process; None = as `svdata2vec bench data --tune` found on this device, or else as many as it has
     cores, up to 16."""
     engine_share: Annotated[float | None, Range(0, 1)] = None
-    """Share of JPEGs that a GPU's engines decode, its CUDA cores the rest; only with 0 or 1 a clip has the same bits in every
-    batch, which exact resuming needs. None = as tuned, or else 1."""
+    """Share of JPEGs that a GPU's engines decode; its CUDA cores decode the rest. Only with 0 or 1 does a clip have the same
+    bits in every batch, which exact resuming needs. None = as tuned, or else 1."""
     run_pictures: Annotated[int | None, Range(1, 100_000)] = None
     """Pictures that DALI decodes at once; None = as tuned, or else 256 on a CPU and 1,280 on a GPU."""
     readers: Annotated[int | None, Range(0, 100)] = None
-    """Reader processes per training process, which read and plan clips; 0 = a thread does it; None = 0 on a CPU, beside a GPU a
+    """Reader processes per training process, which read and plan clips; 0 = a thread does it; None = 0 on a CPU, with a GPU a
     quarter of the cores, up to 4 (shards in a folder)."""
     prefetch: Annotated[int, Range(1, 100)] = 2
     """Batches prepared ahead of the training step."""
     views: Views = 1
     """Frame draws per clip of an evaluation, whose scores are averaged."""
     metric: Literal["top1", "mean_class"] = "top1"
-    """The figure that the protocol reports: the share of clips that are recognised, or its mean over classes."""
+    """The figure that the protocol reports: the share of clips that are recognised, or the mean of that share over classes."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Training augmentation beyond the paper's."""
     check_hashes: bool = False
@@ -107,16 +107,16 @@ class DataConfig:
     """Share of clips that may be unusable: replaced in training, left out of an evaluation (one clip always may be, unless
     this is 0)."""
     remote_fetch: Literal["clips", "shards"] = "clips"
-    """Of shards behind a URL: read clip by clip, or fetch whole tars ahead of their use (worth it if the cache holds all)."""
+    """For shards behind a URL: read clip by clip, or fetch whole tars ahead of their use (worth it if the cache holds all)."""
     remote_cache_gb: Annotated[float, Range(ABOVE_0)] = 32.0
-    """What the cache of shards behind a URL may take on this machine, in gigabytes."""
+    """Maximum size of the cache of shards behind a URL on this machine, in gigabytes."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
         self.plan(views=self.views)
 
     def plan(self, persons: int = 2, views: int = 1) -> PlanConfig:
-        """What a clip looks like to a model that reads `persons` skeletons. UserError names the option out of range."""
+        """Plan settings for a model that reads `persons` skeletons. UserError names the option out of range."""
         try:
             return PlanConfig(
                 num_frames=self.num_frames, size=self.size, persons=persons, crop=self.crop, crop_scores=self.crop_scores,
@@ -144,23 +144,23 @@ class ModelConfig:
     stem_width: Annotated[int, Range(16, 4096, multiple=16)] = 64
     """Channels of the first stage of the video encoder, a multiple of 16; later stages have 2, 4 and 8 times as many."""
     stem_init: Literal["random", "change"] = "random"
-    """How the stem's weights start: at random, or beyond the paper without their mean over time, so that the network begins
-    with what changes from frame to frame. For few clips of a camera that stands still."""
+    """Initial weights of the stem: random, or, beyond the paper, without their mean over time, so that the network first sees
+    only what changes from frame to frame. For small data sets with a camera that stands still."""
     persons: Annotated[int, Range(1, 100)] = 2
-    """Persons per clip: more are cut, fewer are filled with zeros (M)."""
+    """Persons per clip (M): more are dropped, fewer are filled up with zeros."""
     coordinates: Annotated[int, Range(1, 1000)] = 2
     """Coordinates per joint (C)."""
     joint_motion: Annotated[float, Range(0, 1000)] = 0.0
-    """Beyond the paper: skeleton tokens also tell how far each joint moves between frames, times this; 0 = only
-    where it is."""
+    """Beyond the paper: skeleton tokens also contain how far each joint moves between frames, times this; 0 = positions
+    only."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of blocks and stages and compute the rest again for the gradient: less memory, more time."""
+    """Keep only the inputs of blocks and stages and recompute the rest for the gradient: less memory, more time."""
     impl: Literal["auto", "triton", "torch"] = "auto"
-    """Implementation of the custom ops. auto: Triton where the tensors are on a GPU; triton: Triton kernels; torch: plain
+    """Implementation of the custom ops. auto: Triton if the tensors are on a GPU; triton: Triton kernels; torch: plain
     PyTorch."""
     fused_blocks: bool = False
-    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each. On a GPU: with run.launch graph, where it
-    makes a step faster; launched one by one it is slower."""
+    """Residual + LayerNorm, MLP epilogue and BatchNorm + PReLU as one kernel each. Makes a step faster on a GPU with run.launch
+    graph; with kernels launched one by one it is slower."""
     init: Path | None = None
     """File of an image network's weights to start the video encoder from: the state dict of a ResNet-18 in torchvision's
     naming (.safetensors, or of torch.save). None = random."""
@@ -181,30 +181,31 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """What the student does not see (svdata2vec/README.md, "Masks")."""
+    """Masks: the input that is hidden from the student (svdata2vec/README.md, "Masks")."""
 
     video_ratio: Share = 0.66
-    """Share of the frames hidden from the student altogether."""
+    """Share of the frames that are completely hidden from the student."""
     skeleton_ratio: Share = 0.75
-    """Share of the kept frames that show their video without their skeleton."""
+    """Share of the kept frames whose video is visible but not their skeleton."""
     repeats: Annotated[int, Range(1, 100)] = 1
     """Masks per clip and step, each with a prediction of its own; they share the encoded frames and the teacher's targets."""
     encoded_frames: Annotated[int, Range(0, 10_000)] = 0
-    """Frames of a clip that the video encoder sees and its masks choose from; 0 = those that the first mask keeps, which
-    then all keep."""
+    """Frames of a clip that the video encoder sees and its masks choose from; 0 = the frames that the first mask keeps, and all
+    other masks keep the same."""
 
     def __post_init__(self) -> None:
         check_fields(self, "mask.")
 
 
-ROUNDING = 1e-9  # of ratios in binary: 40 * (1 - 0.8) is a little less than 8
+ROUNDING = 1e-9  # rounding of binary ratios: 40 * (1 - 0.8) is a little less than 8
 
 
 def mask_counts(num_frames: int, video_ratio: float, skeleton_ratio: float) -> tuple[int, int]:
-    """Frames that a mask keeps (K), and those of them that show their skeleton too (paper: 13 and 3 of 40): whole ones, rounded
-    down, of the ratios as they are written.
+    """Number of frames that a mask keeps (K), and how many of them also show their skeleton (paper: 13 and 3 of 40), rounded
+    down from the ratios as they are written in decimal.
 
-    Raises UserError if it keeps none.
+    Raises:
+        UserError: the mask keeps no frame.
     """
     kept = int(num_frames * (1 - video_ratio) + ROUNDING)
     check(kept >= 1, f"mask.video_ratio {video_ratio} keeps none of data.num_frames {num_frames} frames")
@@ -213,7 +214,7 @@ def mask_counts(num_frames: int, video_ratio: float, skeleton_ratio: float) -> t
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """How the teacher's layers become targets (svdata2vec/README.md, "Targets, loss and teacher")."""
+    """Targets: how they are computed from the teacher's layers (svdata2vec/README.md, "Targets, loss and teacher")."""
 
     top_layers: NumBlocks = 8
     """Number of top blocks whose outputs are averaged."""
@@ -222,21 +223,22 @@ class TargetConfig:
     normalise_average: Literal["instance", "layer", "none"] = "none"
     """Normalisation of the average."""
     feed_forward: bool = False
-    """Take the blocks' MLP outputs instead of the blocks' outputs."""
+    """Use the blocks' MLP outputs instead of the blocks' outputs."""
     teacher_input: Literal["skeleton", "rgb", "both"] = "skeleton"
-    """What the teacher reads: all skeleton tokens, all video tokens, or the mean of both (the last two need
-    encode=all_frames, or teacher=encoder)."""
+    """Input of the teacher: all skeleton tokens, all video tokens, or the mean of both (the last two need encode=all_frames, or
+    teacher=encoder)."""
     teacher: Literal["blocks", "encoder"] = "blocks"
-    """What the teacher is an average of: the encoder's blocks, which read the student's own tokens, or beyond the paper the
-    whole encoder with its embeddings. With ema.start 1 and ema.end 1 it stays as it was drawn."""
+    """Part of the student that the teacher is an average of: the encoder's blocks, which read the student's own tokens, or,
+    beyond the paper, the whole encoder with its embeddings. With ema.start 1 and ema.end 1 it keeps its initial weights."""
     scored: Literal["skeleton", "video"] = "skeleton"
-    """Frames that are predicted: those whose skeleton the student does not see, or beyond the paper those whose video it does
+    """Frames that are predicted: those whose skeleton the student does not see, or, beyond the paper, those whose video it does
     not see."""
     kind: Literal["latents", "joints", "standardised_joints"] = "latents"
-    """What is predicted: the teacher's latents, or beyond the paper, with no teacher at all, the joints themselves, or how
-    they differ from their means over the clip (and with model.joint_motion how far they go), in units of the clip's spread."""
+    """Kind of target: the teacher's latents, or, beyond the paper and without a teacher, the joints themselves, or their
+    differences from their means over the clip (with model.joint_motion also how far they move), in units of the clip's
+    spread."""
     shuffle_skeletons: bool = False
-    """Beyond the paper: give every clip the skeletons of another one of its batch, which say nothing about its video."""
+    """Beyond the paper, as a control: give every clip the skeletons of another clip of its batch, unrelated to its video."""
 
     def __post_init__(self) -> None:
         check_fields(self, "target.")
@@ -253,18 +255,18 @@ class TargetConfig:
 
     @property
     def student_tokens(self) -> Literal["skeleton", "rgb", "both"]:
-        """Of which kind the student's own tokens are that the teacher reads; a teacher that embeds them itself reads none."""
+        """Kind of the student's own tokens that the teacher reads; skeleton if it embeds its input itself, and reads none."""
         return self.teacher_input if (self.kind, self.teacher) == ("latents", "blocks") else "skeleton"
 
     @property
     def teacher_reads_video(self) -> bool:
-        """Whether a teacher that is an encoder of its own sees the video, all of its frames."""
+        """Whether the teacher is a separate encoder that sees all frames of the video."""
         return self.teacher == "encoder" and self.teacher_input != "skeleton"
 
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Decay of the teacher (svdata2vec/README.md, "Targets, loss and teacher")."""
+    """Decay of the teacher's average (svdata2vec/README.md, "Targets, loss and teacher")."""
 
     start: Share = 0.999
     """Decay at step 0."""
@@ -273,7 +275,7 @@ class EmaConfig:
     anneal_steps: Count = 50_000
     """Optimizer steps of the linear change from `start` to `end`."""
     anneal_share: Share = 0.0
-    """In place of `anneal_steps`: share of the run; 0 = take `anneal_steps`."""
+    """Instead of `anneal_steps`: share of the run; 0 = use `anneal_steps`."""
     schedule: Literal["global", "original"] = "global"
     """Count optimizer steps over the whole run, or, like the authors' code, within the epoch."""
 
@@ -289,18 +291,18 @@ class OptimConfig:
     lr: Annotated[float, Range(ABOVE_0, 1000)] = 1e-3
     """Peak learning rate."""
     base_lr: Annotated[float, Range(0, 1000)] = 0.0
-    """In place of `lr`: peak learning rate for 256 clips per optimizer step, of all processes together, scaled to those of
-    the run, and `min_lr` with it; 0 = take `lr`."""
+    """Instead of `lr`: peak learning rate for 256 clips per optimizer step (of all processes together), scaled, like `min_lr`,
+    to the run's clips per step; 0 = use `lr`."""
     lr_batch: Annotated[int, Range(0)] = 128
     """Clips per optimizer step that `lr` is meant for; with another number a run warns. 0 = any."""
     min_lr: Annotated[float, Range(0, 1000)] = 5e-4
     """Learning rate at the end of the run."""
     min_lr_share: Share = 0.0
-    """In place of `min_lr`: share of the peak; 0 = take `min_lr`."""
+    """Instead of `min_lr`: share of the peak; 0 = use `min_lr`."""
     warmup_epochs: Epochs = 20.0
-    """Epochs of linear warm-up from 0; cut to a tenth of a run that would end within them."""
+    """Epochs of linear warm-up from 0; a tenth of the run if it would end within them."""
     warmup_share: BelowOne = 0.0
-    """In place of `warmup_epochs`: share of the run; 0 = take `warmup_epochs`."""
+    """Instead of `warmup_epochs`: share of the run; 0 = use `warmup_epochs`."""
     betas: Annotated[tuple[float, float], Range(0, 1 - ABOVE_0)] = (0.9, 0.95)
     """AdamW's averaging coefficients."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.05
@@ -316,7 +318,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every training run has."""
+    """Settings of every training run."""
 
     out: Path = Path("runs/run")
     """Folder of the run: configuration, checkpoints, metrics, results."""
@@ -329,29 +331,29 @@ class RunConfig:
     device: Device = "auto"
     """Where the model runs; auto = the GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on a CPU, whatever its hardware has. A GPU
-    before Ampere (T4, V100) has no bf16 and computes in fp32, as the log then says. On a CPU that has bfloat16 (AVX-512 BF16,
-    AMX) bf16 is 1.2 to 1.5 times as fast, the larger the network the more; what it learns was not seen to differ
-    (tools/results/studies.md, "EMA, encoded frames, precision"). Its threads wait spinning: not for cores that other programs
-    use as well (tools/results/speed.md, "Beside other programs"). A CPU without bfloat16 emulates it, far slower than fp32, as
-    the log then says."""
+    """Arithmetic of the networks (weights stay float32); auto = bf16 on a GPU, fp32 on any CPU. A GPU before Ampere (T4, V100)
+    has no bf16 and computes in fp32, which is logged. On a CPU with bfloat16 (AVX-512 BF16, AMX) bf16 is 1.2 to 1.5 times as
+    fast, more with larger networks; no difference in what is learnt was observed (tools/results/studies.md, "EMA, encoded
+    frames, precision"). Its threads spin while they wait, so do not use it on cores that other programs use as well
+    (tools/results/speed.md, "Beside other programs"). A CPU without bfloat16 emulates it, far slower than fp32, which is
+    logged."""
     launch: Literal["eager", "compiled", "graph"] = "eager"
     """How a training step's kernels are launched: one by one; with the blocks of student, teacher and video encoder compiled
     (torch.compile; needs a C++ compiler on a CPU); or, in pretraining by one process on one GPU, forward and backward pass as
-    one CUDA graph. The same training, faster where the host is the limit."""
+    one CUDA graph. The training is the same, and faster if the host is the bottleneck."""
     sync_batchnorm: bool = False
     """BatchNorm statistics over all processes instead of each process's own batch."""
     log_every: Count = 50
-    """Optimizer steps between two lines of the log, which has one of every validation besides."""
+    """Optimizer steps between two records of the log, which also has one of every validation."""
     checkpoint_every: Count = 1000
     """Optimizer steps between two checkpoints (one is also written at the end)."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     resume: Literal["auto", "never"] = "auto"
-    """auto: continue from the newest readable checkpoint in `out`; never: refuse a folder that holds a run,
-    or a part of one (settings, checkpoints, weights, closing figures)."""
+    """auto: continue from the newest readable checkpoint in `out`; never: refuse a folder that holds a run or a part of one
+    (settings, checkpoints, weights, final figures)."""
     max_bad_steps: Count = 10
-    """Stop after so many steps in a row whose loss or gradient was not finite (each such step is skipped)."""
+    """Stop after this many consecutive steps whose loss or gradient was not finite (each such step is skipped)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "run.")
@@ -370,11 +372,11 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
     encode: Literal["kept_frames", "all_frames"] = "kept_frames"
-    """Encode the kept frames only (several times faster), or all frames as the original does (its BatchNorm statistics)."""
+    """Encode only the kept frames (several times faster), or all frames as the original does (for its BatchNorm statistics)."""
     collapse_records: Annotated[int, Range(0)] = 10
-    """End the run after so many records of the log in a row whose targets or predictions are the same for every clip
-    (`target_std` or `prediction_std` below 0.001), and warn after so many of targets that are nearly so (0.3), or of a loss
-    above 10; 0 = never."""
+    """End the run after this many consecutive log records whose targets or predictions are the same for every clip
+    (`target_std` or `prediction_std` below 0.001), and warn after as many whose targets are nearly the same (0.3), or whose
+    loss is above 10; 0 = never."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -421,7 +423,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The classifier on top of the encoder and what regularises fine-tuning (svdata2vec/README.md, "Training")."""
+    """The classifier on top of the encoder, and the regularisation of fine-tuning (svdata2vec/README.md, "Training")."""
 
     hidden: Annotated[int, Range(1, 65_536)] = 2048
     """Width of the head's hidden layer."""
@@ -434,7 +436,7 @@ class HeadConfig:
     layer_decay: Share = 0.8
     """Factor on the learning rate from block to block, from the top down (1.0 = none; training from scratch uses 1.0)."""
     mixup: Annotated[float, Range(0, 1000)] = 0.0
-    """Blend clips and labels in pairs: alpha of the Beta distribution that shares are drawn from; 0 = off."""
+    """Mixup, which blends clips and labels in pairs: alpha of the Beta distribution of the shares; 0 = off."""
 
     def __post_init__(self) -> None:
         check_fields(self, "head.")
@@ -455,12 +457,12 @@ class FinetuneConfig:
     pretrained: Annotated[Path | None, tyro.conf.arg(name="from", metavar="RUN")] = None
     """Folder of a finished run whose encoder to start from, as a rule a pretraining run; none = from scratch."""
     modality: Modality = "rgb"
-    """What the classifier sees."""
+    """Modality that the classifier sees."""
     label_fraction: PositiveShare = 1.0
     """Share of the training labels that is used, drawn per class by seed."""
     eval_every: Annotated[int, Range(0)] = 0
-    """Epochs between validations, the last epoch among them: the network that is best by `data.metric` becomes the run's
-    result. 0 = none, all labelled clips are trained on and the last network is the result."""
+    """Epochs between validations; the last epoch is always validated. The network that is best by `data.metric` becomes the
+    run's result. 0 = no validation: all labelled clips are trained on, and the last network is the result."""
 
     def __post_init__(self) -> None:
         check_fields(self)

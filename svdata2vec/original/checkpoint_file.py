@@ -1,4 +1,4 @@
-"""Reads a checkpoint of the authors' code without running anything that is stored in it.
+"""Reads a checkpoint of the authors' code without running any code that is stored in it.
 
 Such a file is a pickle of {'model', 'optimizer', 'epoch', 'scaler', 'args'} or of a bare state dict. Its 'args' may hold
 objects of libraries that are not installed here: every class that is not part of a tensor is replaced by an empty stand-in.
@@ -24,18 +24,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OriginalFile:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
         weights: its state dict on the CPU.
-        settings: the `model_args` of the run that wrote it; empty where the file does not say.
+        settings: the `model_args` of the run that wrote it; empty if the file has none.
     """
 
     weights: dict[str, Tensor]
     settings: dict[str, Any]
 
     def heads(self, path: Path, given: int | None) -> int:
-        """Number of attention heads, which no shape tells: as given, as the file says, or the paper's."""
+        """Number of attention heads, which shapes do not determine: as given, else as in the file, else the paper's."""
         if not self.settings.get("block_norm_first", True):
             raise UserError("its model_args say block_norm_first: False; this network normalises before attention and MLP")
         stored = self._whole("num_heads")
@@ -48,7 +48,7 @@ class OriginalFile:
         return PAPERS_HEADS
 
     def target(self, default: TargetConfig) -> TargetConfig:
-        """How the run made its targets, as far as the file says."""
+        """How the run computed its targets, as far as the file has these settings."""
         stored = self.settings
         changes: dict[str, Any] = {}
         if "instance_norm_target_layer" in stored:
@@ -64,7 +64,7 @@ class OriginalFile:
         return replace(default, **changes)
 
     def _whole(self, name: str) -> int | None:
-        """A number above 0 of the settings; None where the file does not say."""
+        """A number above 0 of the settings; None if the file does not have it."""
         value = self.settings.get(name)
         if value is not None and (type(value) is not int or value < 1):
             raise UserError(f"its model_args say {name}: {value!r}; expected a whole number above 0")
@@ -72,7 +72,7 @@ class OriginalFile:
 
 
 def _only(settings: dict[str, Any], switches: dict[str, str]) -> str:
-    """The normalisation whose switch is on, or "none"."""
+    """The normalisation that is switched on, or "none"."""
     chosen = [kind for kind, switch in switches.items() if settings.get(switch)]
     if len(chosen) > 1:
         raise UserError(f"its model_args switch on {', '.join(switches[k] for k in chosen)}; this network does one of them")
@@ -97,7 +97,7 @@ def read_original(path: Path) -> OriginalFile:
     wrong = [str(name) for name, value in content.items() if not (isinstance(name, str) and _is_dense(value))]
     if wrong:
         raise UserError(
-            f"{path}: {', '.join(sorted(wrong)[:8])} are no dense tensors; expected a state dict, or a dict with one under "
+            f"{path}: {', '.join(sorted(wrong)[:8])} are not dense tensors; expected a state dict, or a dict with one under "
             "'model'"
         )
     return OriginalFile(dict(content), dict(settings) if isinstance(settings, Mapping) else {})
@@ -115,5 +115,5 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {error}; copy it again") from error
     if replaced:
         names = ", ".join(sorted(replaced))
-        log.warning("%s: left out objects that are no tensors, without running their code: %s", path, names)
+        log.warning("%s: left out objects that are not tensors, without running their code: %s", path, names)
     return content

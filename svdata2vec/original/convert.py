@@ -1,6 +1,6 @@
-"""Weights of the authors' code under our names, and the configuration that their shapes say they have.
+"""Weights of the authors' code under our names, and the configuration that follows from their shapes.
 
-The names: svdata2vec/README.md, "Checkpoints of the authors' code".
+For the names see svdata2vec/README.md, "Checkpoints of the authors' code".
 
 T frames, D width, M persons, C coordinates, V joints
 """
@@ -41,7 +41,7 @@ Kind = Literal["pretrain", "finetune", "probe"]
 
 log = logging.getLogger(__name__)
 
-# (name or beginning of names in the authors' code, the same here); the first that fits counts.
+# (name or prefix of names in the authors' code, the same here); the first that matches counts.
 NAMES = (
     ("feature_extractor_video.resnet.frontend3D.0.", "encoder.video_encoder.stem.conv."),
     ("feature_extractor_video.resnet.frontend3D.1.", "encoder.video_encoder.stem.bn."),
@@ -68,11 +68,11 @@ _PROBE_NORM_EPS = 1e-6  # of the BatchNorm without weights that the authors' lin
 
 @dataclass(frozen=True)
 class Network:
-    """What a set of weights is, as far as shapes tell.
+    """The network that a set of weights belongs to, as far as shapes determine it.
 
     Attributes:
         kind: "pretrain" (student with decoder), "finetune" (encoder with head) or "probe" (encoder with one Linear).
-        config: configuration of a run that would have such a network; what shapes do not tell has its default.
+        config: configuration of a run with such a network; settings that shapes do not determine have their defaults.
         num_joints: V; 0 for a network without a skeleton embedding.
         num_classes: outputs of the head; 0 for "pretrain".
     """
@@ -83,7 +83,7 @@ class Network:
     num_classes: int
 
     def build(self) -> SVData2Vec | Classifier:
-        """A network of this shape with new weights; `load_state_dict` gives it the converted ones."""
+        """A network of this shape with new weights, to `load_state_dict` the converted ones into."""
         if isinstance(self.config, PretrainConfig):
             return SVData2Vec(self.config, self.num_joints)
         return Classifier(self.config, self.num_joints, self.num_classes, linear=self.kind == "probe")
@@ -95,16 +95,16 @@ def convert_state_dict(
     """Rename and reshape the weights of a network of the authors' code.
 
     Args:
-        original: its state dict; the "module." that DistributedDataParallel puts before names is taken off.
-        heads: attention heads, which no shape tells.
-        coordinates: C; the shapes tell M * C only.
-        modality: what a classifier sees; default: all that it has an embedding for.
+        original: its state dict; the prefix "module." of DistributedDataParallel is removed.
+        heads: attention heads, which shapes do not determine.
+        coordinates: C; shapes only determine M * C.
+        modality: what a classifier sees; default: every modality that it has an embedding for.
 
     Returns:
-        (weights under our names in float32, what they are): `network.build().load_state_dict(weights)` fits.
+        (weights under our names in float32, their network): `network.build().load_state_dict(weights)` works.
 
     Raises:
-        UserError: names that are unknown or missing (all are listed), or shapes that do not go together.
+        UserError: names are unknown or missing (all are listed), or shapes are inconsistent.
     """
     original = _fold_probe_norm({name.removeprefix("module."): tensor for name, tensor in original.items()})
     if modality is not None and not any(name.startswith("head.") for name in original):
@@ -129,7 +129,7 @@ def convert_state_dict(
         for theirs, ours in sorted(expected.items()) if weights[ours].shape != wanted[ours].shape
     ]
     if wrong:
-        raise UserError(f"{len(wrong)} weights have a shape that does not go with the others: {', '.join(wrong)}")
+        raise UserError(f"{len(wrong)} weights have a shape that does not match the others: {', '.join(wrong)}")
     return weights, network
 
 
@@ -152,7 +152,7 @@ def _fold_probe_norm(original: dict[str, Tensor]) -> dict[str, Tensor]:
     _refuse_names([], [name for name in parts if name not in original])
     mean_D, var_D, weight_cD, bias_c = (original[name].double() for name in parts)
     if not (mean_D.shape == var_D.shape == weight_cD.shape[1:] and bias_c.shape == weight_cD.shape[:1] and weight_cD.ndim == 2):
-        raise UserError(f"shapes do not go together: {', '.join(f'{name} {tuple(original[name].shape)}' for name in parts)}")
+        raise UserError(f"shapes do not match: {', '.join(f'{name} {tuple(original[name].shape)}' for name in parts)}")
     folded = {name: tensor for name, tensor in original.items() if not name.startswith((norm, linear))}
     scaled_cD = weight_cD * torch.rsqrt(var_D + _PROBE_NORM_EPS)
     folded["head.fc.weight"] = scaled_cD.float()
@@ -182,7 +182,7 @@ def _refuse_names(unknown: list[str], missing: list[str]) -> None:
 def describe_network(
     original: Mapping[str, Tensor], heads: int, coordinates: int, modality: Modality | None
 ) -> Network:
-    """Widths and depths from shapes. UserError lists what is missing for that."""
+    """Widths and depths from shapes. UserError lists the weights that are missing for that."""
     has_head = any(name.startswith("head.") for name in original)
     kind: Kind = "pretrain" if not has_head else "probe" if "head.fc.weight" in original else "finetune"
     needed = {"temp_embed": 3, "blocks.0.mlp.fc1.weight": 2}
@@ -300,7 +300,7 @@ def _class_names(network: Network, shards: ShardSet | None, split: str) -> list[
 
 
 def summary(network: Network) -> dict[str, object]:
-    """What was found, for the user to read."""
+    """Summary of the network for the user."""
     model = network.config.model
     found: dict[str, object] = {
         "kind": network.kind, "frames": network.config.data.num_frames, "width": model.width, "blocks": model.depth,
