@@ -215,7 +215,7 @@ def test_wrong_frames_are_noticed(fault: str, monkeypatch: pytest.MonkeyPatch) -
         return {0: "no"} if fault == "refusal" else failed
 
     monkeypatch.setattr(DaliDecoder, "decode", faulty)
-    message = {"neighbour": "frame 31 was wanted; what came is most like frame 30", "blur": r"PSNR|most like",
+    message = {"neighbour": "frame 31 was requested, but the result looks most like frame 30", "blur": r"PSNR|most like",
                "refusal": "DALI cannot decode it: no"}
     with pytest.raises(parts.CheckError, match=message[fault]):
         parts.check_decoding("jpeg", "cpu")

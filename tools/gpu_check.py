@@ -1,14 +1,14 @@
-"""What to run first on a machine with an NVIDIA GPU: is it right, what could it reach, what does it reach.
+"""The first thing to run on a machine with an NVIDIA GPU: does everything work, how fast could it be, how fast is it.
 
     bash tools/gpu_check.sh --out results       # gpu_check.json and gpu_check.txt; at most eight minutes
 
 First correctness, several parts at once: driver, decoding, kernels, whole steps, NCCL. Then, one by one: ceilings (decoder,
 copy, matrix products), `bench run` on JPEGs against the authors' way and on pictures in blocks, how far decoding and training
 overlap, fused blocks on and off.
-Every part runs in a process of its own, so that a crash or a hang is one line of the table. A part whose libraries are not
-installed, or for which no time is left, says so and counts as "not run", never as passed. Exit status: 0 all parts passed; 1
-something failed; 2 wrong options; 3 no usable GPU; 4 nothing failed, but parts were not run; 130 Ctrl+C, 143 SIGTERM: parts
-at work end with it, and nothing is written.
+Every part runs in its own process, so that a crash or a hang is one line of the table. A part whose libraries are not
+installed, or for which no time is left, is reported as "not run", never as passed. Exit status: 0 all parts passed; 1
+something failed; 2 wrong options; 3 no usable GPU; 4 nothing failed, but parts were not run; 130 Ctrl+C, 143 SIGTERM: running
+parts are ended too, and nothing is written.
 
 Only Python's standard library is needed to start it.
 """
@@ -37,9 +37,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 AT_ONCE = 8  # processes on one GPU
 WHOLE_S = 480  # of all parts together
-FOLDER = "SVDATA2VEC_GPU_CHECK"  # environment variable: where parts find the clips that one of them makes
+FOLDER = "SVDATA2VEC_GPU_CHECK"  # environment variable: folder of the clips that one part makes for all
 EXIT_FAILED, EXIT_OPTIONS, EXIT_NO_GPU, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 1, 2, 3, 4, 128 + signal.SIGINT
-ANSWER = "svdata2vec-gpu-check-part: "  # begins the line in which a part's process says how it went
+ANSWER = "svdata2vec-gpu-check-part: "  # prefix of the line in which a part's process reports its outcome
 LIBRARIES = ("torch", "triton", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "numpy", "av", "opencv-python-headless",
              "webdataset", "tyro", "fsspec", "tensorboard")
 
@@ -52,10 +52,10 @@ CONFIGURATION = ("torch", "triton", "numpy")
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the table: what it needs, and where its function is (in gpu_check_parts.py, or gpu_check_speed.py if timed).
+    """One line of the table. Its function is in gpu_check_parts.py, or in gpu_check_speed.py if it is timed.
 
-    limit_s: seconds after which it has failed. least_s: without so many left it is not begun. timed: it measures, so it has
-    the machine to itself.
+    limit_s: seconds after which it has failed. least_s: seconds that must be left for it to be started. timed: it measures, so
+    it runs alone.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part went; `figures` holds what it measured."""
+    """Outcome of a part; `figures`: its measurements."""
 
     name: str
     status: str
@@ -107,7 +107,7 @@ PARTS = (
 
 
 def missing(names: Sequence[str]) -> list[str]:
-    """Those of the modules that are not installed."""
+    """The modules that are not installed."""
 
     def absent(name: str) -> bool:
         try:
@@ -119,14 +119,14 @@ def missing(names: Sequence[str]) -> list[str]:
 
 
 def run_here(part: Part, load: Callable[[Part], Callable[..., dict[str, Any]]]) -> Outcome:
-    """Run a part in this process. What it raises becomes its outcome."""
+    """Run a part in this process. An exception becomes its outcome."""
     lacking = missing(part.needs)
     if lacking:
         return Outcome(part.name, NOT_RUN, f"not installed: {', '.join(lacking)}")
     started = time.perf_counter()
     try:
         figures = load(part)(*part.arguments)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it belongs in the table
+    except Exception as error:  # noqa: BLE001 - any error belongs in the table
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(part.name, FAILED, text[:400], seconds=time.perf_counter() - started)
     note = ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
@@ -138,9 +138,9 @@ AtWork = set[subprocess.Popen[str]]
 
 
 def run_apart(part: Part, command: Sequence[str], limit_s: float | None = None, at_work: AtWork | None = None) -> Outcome:
-    """Run a part in a process of its own; a crash, a hang or silence is a failure. What it started ends with it.
+    """Run a part in its own process; a crash, a hang or silence is a failure. Processes that it started end with it.
 
-    at_work: holds the process as long as it runs.
+    at_work: contains the process while it runs.
     """
     at_work = set() if at_work is None else at_work
     started, limit = time.perf_counter(), part.limit_s if limit_s is None else limit_s
@@ -168,15 +168,15 @@ def run_apart(part: Part, command: Sequence[str], limit_s: float | None = None, 
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """End a part's process and what it started."""
+    """End a part's process and those that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_all(parts: Sequence[Part], command: Sequence[str], whole_s: float = WHOLE_S) -> list[Outcome]:
-    """The outcome of every part: several that only check at once, then those that measure, one by one; in `whole_s` seconds.
+    """The outcome of every part, in `whole_s` seconds: the checks, several at once, then the measurements, one by one.
 
-    What interrupts it ends the parts at work.
+    An interruption ends the running parts.
     """
     deadline, at_work = time.monotonic() + whole_s, AtWork()
 
@@ -237,7 +237,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(outcomes: Sequence[Outcome], where: dict[str, Any]) -> str:
-    """For people: the machine, a line per part, the totals."""
+    """Human-readable results: the machine, a line per part, the totals."""
     versions = " ".join(f"{name} {version}" for name, version in where["versions"].items())
     lines = [f"{where['gpu'] or 'no GPU'}; {where['cores']} CPU cores", versions, ""]
     wide = max((len(outcome.name) for outcome in outcomes), default=0) + 2
@@ -269,7 +269,7 @@ def check(parts: Sequence[Part], out: Path) -> int:
     if problem:
         print(f"no GPU to check: {problem}", file=sys.stderr)
         return EXIT_NO_GPU
-    try:  # now, not after eight minutes
+    try:  # fail now, not after eight minutes
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:

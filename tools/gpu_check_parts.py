@@ -31,7 +31,7 @@ if importlib.util.find_spec("tyro") is None:  # configurations need it for the c
 
 
 class CheckError(AssertionError):
-    """What was computed is not what it should be."""
+    """A result is wrong."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -40,7 +40,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_driver(device: str = "cuda") -> Figures:
-    """The GPU multiplies, convolves and copies back what the CPU computes."""
+    """Matrix product, convolution and copy on the GPU give the CPU's results."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -60,7 +60,7 @@ def check_driver(device: str = "cuda") -> Figures:
 
 
 def check_decoding(codec: str, device: str = "cuda") -> Figures:
-    """DALI gives the wanted frames, not their neighbours, in order, cropped and mirrored as the reference decoder does."""
+    """DALI returns the requested frames, not their neighbours, in order, cropped and mirrored like the reference decoder."""
     import numpy as np
 
     from svdata2vec.pipeline.graph import DaliDecoder
@@ -81,14 +81,14 @@ def check_decoding(codec: str, device: str = "cuda") -> Figures:
     for found, wanted in zip(out[0].cpu(), WANTED, strict=True):
         scores = [psnr(found, other) for other in expected[0]]
         best = max(range(NUM_FRAMES), key=scores.__getitem__)
-        require(best == wanted, f"frame {wanted} was wanted; what came is most like frame {best}")
+        require(best == wanted, f"frame {wanted} was requested, but the result looks most like frame {best}")
         worst = min(worst, scores[wanted])
     require(worst >= MIN_PSNR_DB, f"PSNR against the reference decoder {worst:.1f} dB, expected {MIN_PSNR_DB} dB or more")
     return {"psnr_db": worst}
 
 
 def check_blocks(device: str = "cuda") -> Figures:
-    """Clips in blocks, one in page-locked memory, are uploaded and decoded as a CPU decodes them, to one grey level."""
+    """Clips in blocks, one in page-locked memory, are uploaded and decoded as on a CPU, to within one grey level."""
     from svdata2vec.pipeline.blocksdecoder import BlockClipDecoder
     from svdata2vec.pipeline.blockupload import BlockUploader
     from svdata2vec.pipeline.frames import gathered, laid
@@ -149,7 +149,7 @@ def encoded_clip(codec: str) -> Any:
 
 
 def check_kernel(name: str, device: str = "cuda", impl: str = "triton") -> Figures:
-    """Results and gradients of a call of an op against float64, for float32 and bfloat16: as close as plain PyTorch comes."""
+    """Results and gradients of an op's call against float64, for float32 and bfloat16: about as close as plain PyTorch."""
     from kernel_inputs import CALLS, Draw, Sizes, values_and_gradients
 
     figures: Figures = {}
@@ -171,8 +171,8 @@ def check_kernel(name: str, device: str = "cuda", impl: str = "triton") -> Figur
 
 
 def compare(got: Tensor, plain: Tensor, exact: Tensor, what: str) -> float:
-    """Largest error relative to the truth's largest value; at most twice plain PyTorch's and a few roundings."""
-    require(got.shape == exact.shape and bool(torch.isfinite(got).all()), f"{what} has holes or another shape")
+    """Check the largest error relative to the truth's largest value: at most twice plain PyTorch's and a few roundings."""
+    require(got.shape == exact.shape and bool(torch.isfinite(got).all()), f"{what} is not finite or has a wrong shape")
     scale = max(exact.abs().max().item(), 1e-12)
     error, usual = ((x.double() - exact.double()).abs().max().item() for x in (got, plain))
     steps = 16 if got.dtype == torch.float32 else 1
@@ -203,7 +203,7 @@ def check_training_step(device: str = "cuda") -> Figures:
         gradients.append({name: p.grad.cpu() for name, p in step.student.named_parameters() if p.grad is not None})
     difference = abs(losses[1] - losses[0]) / abs(losses[0])
     require(difference < 1e-3, f"the loss is {losses[1]:.6g}, on the CPU {losses[0]:.6g}")
-    require(gradients[0].keys() == gradients[1].keys(), "not the same parameters have a gradient as on the CPU")
+    require(gradients[0].keys() == gradients[1].keys(), "other parameters have a gradient than on the CPU")
     worst = 0.0
     for name, expected in gradients[0].items():
         error = ((gradients[1][name] - expected).norm() / expected.norm().clamp_min(1e-8)).item()
@@ -295,7 +295,7 @@ def check_graph(device: str = "cuda", graph: bool = True) -> Figures:
 
 
 def check_collectives(device: str = "cuda", count: int | None = None) -> Figures:
-    """NCCL with a process on every GPU that is here: sums, broadcasts, and the average of gradients that training takes."""
+    """NCCL with a process on every GPU of this machine: sums, broadcasts, and the average of gradients that training needs."""
     count = torch.cuda.device_count() if count is None else count
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(collect, (count, device, f"file://{folder}/meeting"), nprocs=count)
@@ -333,7 +333,7 @@ def make_clips(sources: int = SOURCES) -> Figures:
 
 
 def bench_clips(sources: int, codec: str = "jpeg") -> Any:
-    """They, made unless another part has made them."""
+    """The clips, made unless another part has already made them."""
     from svdata2vec.bench.data_sources import make_sources, packed
 
     folder = Path(os.environ.get("SVDATA2VEC_GPU_CHECK") or tempfile.mkdtemp())

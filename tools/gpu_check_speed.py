@@ -1,4 +1,4 @@
-"""The parts of `gpu_check.py` that measure: what the GPU could reach, and what a run reaches. Each returns its figures.
+"""The parts of `gpu_check.py` that measure: limits of the GPU, and rates of a run. Each returns its figures.
 
 B clips, T frames
 """
@@ -64,7 +64,7 @@ def run_bench_blocks() -> Figures:
 
 
 def bench_record(codec: str, *more: str) -> dict[str, Any]:
-    """What `bench run` writes for the clips of `make_clips`."""
+    """The record of `bench run` on the clips of `make_clips`."""
     shards = bench_clips(SOURCES, codec)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "bench.json"
@@ -87,12 +87,12 @@ def bench_figures(record: dict[str, Any]) -> Figures:
 
 
 def hidden_share(data: float, model: float, train: float) -> float:
-    """Of the shorter of loading and training a clip, what hides behind the longer: 1 = all, 0 = one after the other."""
+    """Share of the shorter of loading and training a clip that overlaps the longer: 1 = all, 0 = one after the other."""
     return (1 / data + 1 / model - 1 / train) / min(1 / data, 1 / model)
 
 
 def measure_overlap() -> Figures:
-    """A short profile of training with decoding beside it."""
+    """A short profile of training with concurrent decoding."""
     from profile_training import profiled
 
     from svdata2vec.bench.config import BenchConfig
@@ -105,7 +105,7 @@ def measure_overlap() -> Figures:
 
 
 def overlap_of(profile: dict[str, Any]) -> Figures:
-    """Of the time that streams other than training's work, the loader's, the share in which training works too."""
+    """Share of the loader's streams' busy time (all but training's) in which training is busy too."""
     loading = profile["other_streams_ms"]
     require(loading > 0, "the profile shows one busy stream: decoding has none of its own")
     return {
@@ -160,7 +160,7 @@ def measure_step(device: str = "cuda", clips: int = STEP_CLIPS, repetitions: int
 
 
 def fused_verdict(gains: dict[str, float]) -> str:
-    """Where fused blocks make a step faster by more than the noise of 3 %."""
+    """The ways to launch for which fused blocks make a step faster by more than the noise of 3 %."""
     paying = [launch for launch, gain in gains.items() if gain > 1.03]
     text = "; ".join(f"{launch} {gain:.2f} times" for launch, gain in gains.items())
     if not paying:

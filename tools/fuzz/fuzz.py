@@ -1,10 +1,10 @@
-"""Reads damaged and crafted input of every kind, thousands of times, and counts what came of it.
+"""Feeds the program damaged and crafted input of every kind, thousands of times, and counts the outcomes.
 
     python tools/fuzz/fuzz.py --cases 5000 --out tools/results/fuzz.json   # half an hour on two cores; 200 take a minute
     python tools/fuzz/fuzz.py --areas loader --seeds 17 18                 # these cases again, in full
 
-A case is a function of its area and seed. It runs in a child process with a time limit; `fuzz_case.py` has the rule by which
-it is judged. The exit status is 1 if any case fails.
+A case is a function of its area and seed. It runs in a child process with a time limit and is judged by the rule in
+`fuzz_case.py`. The exit status is 1 if any case fails.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def shares(cases: int, areas: Sequence[str]) -> dict[str, Sequence[int]]:
 
 
 def run_area(kind: str, seeds: Sequence[int], work: Path, limit_seconds: float) -> Iterator[dict[str, Any]]:
-    """Outcomes of the cases. A case whose child dies or takes too long is one more outcome; the next ones get a new child."""
+    """Outcomes of the cases. A child that dies or takes too long is an outcome, too; the next cases get a new child."""
     left = list(seeds)
     while left:
         results = work / f"results-{len(left)}"
@@ -81,7 +81,7 @@ def run_area(kind: str, seeds: Sequence[int], work: Path, limit_seconds: float) 
 
 
 def _watch(child: BaseProcess, results: Path, limit_seconds: float) -> bool:
-    """Wait for a child; whether it was killed because a case took too long. Making the good input may take four times that."""
+    """Wait for a child. True if it was killed because a case took too long; making the good input may take four times that."""
     size, since, allowed = 0, time.monotonic(), 4 * limit_seconds
     while child.is_alive():
         child.join(0.05)

@@ -1,7 +1,8 @@
-"""What an area of the fuzzer is, and how the outcome of a case is judged.
+"""The interface of the fuzzer's areas, and the rule that judges the outcome of a case.
 
-The rule: a clean error (one line, status 1 or 2), a counted skip, or the same result. A traceback, a signal, a hang, or
-another result from damaged bytes fails. Only what is crafted, or has no checksum (a table, a video), may give another result.
+A case passes with a clean error (one line, status 1 or 2), a counted skip, or an unchanged result. A traceback, a signal, a
+hang, or a changed result from damaged bytes fails. The result may only change if the input is crafted or has no checksum
+(a table, a video).
 """
 
 import contextlib
@@ -19,7 +20,7 @@ GOOD = ("same", "error", "skipped", "other")  # outcomes that the rule allows
 
 @dataclass(frozen=True)
 class Damage:
-    """What was done to a folder. `crafted`: another result is right. `must_fail`: the command must say that it is damaged."""
+    """What was done to a folder. `crafted`: the result may change. `must_fail`: the command must report the damage."""
 
     what: str
     crafted: bool = False
@@ -28,7 +29,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Result:
-    """Part -> hash of what came of it, and how many parts were said to be left out."""
+    """Part -> hash of its result, and the number of parts that were reported as left out."""
 
     parts: dict[str, str] = field(default_factory=dict)
     skipped: int = 0

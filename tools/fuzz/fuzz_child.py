@@ -18,7 +18,7 @@ from fuzz_case import CleanError, judge
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
 
-MOST_MEMORY = 48 << 30  # of addresses; what asks for more fails here and not in the machine
+MOST_MEMORY = 48 << 30  # of address space; asking for more fails here instead of exhausting the machine's memory
 
 
 def _run_case(area: Any, work: Path, clean: Any, seed: int) -> dict[str, Any]:
@@ -38,9 +38,9 @@ def _run_case(area: Any, work: Path, clean: Any, seed: int) -> dict[str, Any]:
 
 
 def run_cases(kind: str, work: Path, results: Path, seeds: Sequence[int], log: Path) -> None:
-    """What such a process does: prepare the good input of the area MODULE.CLASS if need be, then run the cases.
+    """Main function of a child: prepare the good input of the area MODULE.CLASS if necessary, then run the cases.
 
-    What it prints goes to `log`, an outcome per line to `results`.
+    Its output goes to `log`, one outcome per line to `results`.
     """
     with log.open("w") as file, Path(os.devnull).open() as nothing:
         for number, target in enumerate((nothing, file, file)):
@@ -55,7 +55,7 @@ def run_cases(kind: str, work: Path, results: Path, seeds: Sequence[int], log: P
         shutil.copytree(good, case, symlinks=True)
     else:
         case.mkdir(parents=True)
-        area.prepare(case)  # where all cases lie, because some files name their folder
+        area.prepare(case)  # the same folder for all cases, because some files contain its name
         shutil.copytree(case, good.with_name("making"), symlinks=True, dirs_exist_ok=True)
         good.with_name("making").rename(good)
     clean = area.run(case)

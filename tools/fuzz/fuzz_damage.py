@@ -1,4 +1,4 @@
-"""Ways to damage a file or to make a crafted one: bytes, text, JSON values, arrays. All are functions of a random generator."""
+"""Ways to damage or craft a file: bytes, text, JSON values, arrays. All are functions of a random generator."""
 
 import copy
 import random
@@ -15,12 +15,12 @@ ODD_TEXTS = ("", " ", "x", "0", "NaN", "a" * 5000, "../../../x", "/x", ".", "a/b
 
 
 def odd_value(rng: random.Random) -> Any:
-    """A value that nobody expects."""
+    """An unexpected value."""
     return rng.choice([rng.choice(ODD_NUMBERS), rng.choice(ODD_TEXTS), None, True, [], {}, [[]], {"a": {}}, [0] * 1000])
 
 
 def damage_bytes(rng: random.Random, content: bytes) -> bytes:
-    """As disks, networks and copies damage a file."""
+    """Damage bytes as disks, networks and interrupted copies do."""
     data, size = bytearray(content), len(content)
     if not size:
         return rng.randbytes(rng.randrange(1, 50))
@@ -49,7 +49,7 @@ def damage_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def damage_text(rng: random.Random, content: bytes) -> bytes:
-    """As people and programs damage a table or a file of numbers; sometimes as a disk does."""
+    """Damage a table or a file of numbers as people and programs do, or sometimes as a disk does."""
     if rng.random() < 0.2:
         return damage_bytes(rng, content)
     lines = content.split(b"\n")
@@ -79,7 +79,7 @@ def damage_text(rng: random.Random, content: bytes) -> bytes:
 
 
 def damage_value(rng: random.Random, value: Any) -> Any:
-    """A JSON value (or one of a pickle) with one thing in it changed: replaced, removed, repeated, renamed."""
+    """A JSON value (or one of a pickle) with one part of it replaced, removed, repeated or renamed."""
     value = copy.deepcopy(value)
     place: Any = value
     while isinstance(place, dict | list) and place:
@@ -101,7 +101,7 @@ def damage_value(rng: random.Random, value: Any) -> Any:
 
 
 def damage_rows(rng: random.Random, rows: np.ndarray) -> np.ndarray:
-    """A structured array with one number of one row changed, rows lost, repeated or in another order."""
+    """A structured array with one number of one row changed, or with rows lost, repeated or reordered."""
     rows = np.array(rows)
     kind = rng.randrange(6)
     if kind == 0:
@@ -123,7 +123,7 @@ def damage_rows(rng: random.Random, rows: np.ndarray) -> np.ndarray:
 
 
 def replace_file(rng: random.Random, path: Path, others: list[Path]) -> str:
-    """What happens to whole files; returns what was done."""
+    """Damage a whole file, as by deleting or exchanging it; returns what was done."""
     kind = rng.choice(["removed", "emptied", "folder", "link", "loop", "other"])
     content = path.read_bytes()
     path.unlink()

@@ -21,7 +21,7 @@ def words(config: Any) -> list[str]:
 
 
 class RunFolderArea:
-    """A finished fine-tuning: what any command does with a damaged file of it."""
+    """A finished fine-tuning with a damaged file, read by any command."""
 
     def prepare(self, folder: Path) -> None:
         """Shards, and a run of one epoch on them."""
@@ -29,7 +29,7 @@ class RunFolderArea:
         command(*words(finetune_config(folder / "shards", folder / "run", epochs=1)))
 
     def damage(self, rng: random.Random, folder: Path) -> Damage:
-        """One file of the run folder. Text without checksums may lead to another text, weights never to other weights."""
+        """Damage one file of the run folder. Text without checksums may lead to other text, weights never to other weights."""
         files = sorted(path for path in (folder / "run").rglob("*") if path.is_file() and path.suffix != ".tfevents")
         weights = [path for path in files if path.suffix in WEIGHTS]
         path = rng.choice(weights if weights and rng.random() < 0.4 else files)
@@ -44,7 +44,7 @@ class RunFolderArea:
         return Damage(path.name, crafted=path.suffix not in WEIGHTS)
 
     def run(self, folder: Path) -> Result:
-        """What a command makes of it."""
+        """Read it with a command."""
         raise NotImplementedError
 
 
@@ -68,10 +68,10 @@ class EvaluateArea(RunFolderArea):
 
 
 class ResumeArea(RunFolderArea):
-    """A pretraining that goes on from damaged checkpoints, logs and settings."""
+    """A pretraining that resumes from damaged checkpoints, logs and settings."""
 
     def prepare(self, folder: Path) -> None:
-        """Shards, and a pretraining stopped behind its second epoch."""
+        """Shards, and a pretraining stopped after its second epoch."""
         tiny_shards(folder / "shards")
         command(*words(pretrain_config(folder / "shards", folder / "run", epochs=3, checkpoint_every=2)))
         last = sorted((folder / "run").glob("checkpoints/step-*.pt"))[-1]
@@ -101,7 +101,7 @@ class OptionsArea(RunFolderArea):
         return Damage(f"{line[place]} {line[place + 1]!r}", crafted=True)
 
     def run(self, folder: Path) -> Result:
-        """Train, if it may."""
+        """Train, unless the options are refused."""
         if not (folder / "words.json").is_file():
             return Result()
         command(*json.loads((folder / "words.json").read_text()))

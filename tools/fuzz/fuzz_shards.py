@@ -79,18 +79,18 @@ class BlocksLoaderArea(LoaderArea):
 
 
 class VerifyArea(LoaderArea):
-    """`svdata2vec verify` finds every damaged byte, and says so in lines."""
+    """`svdata2vec verify` finds every damaged byte, and reports it in one line."""
 
     finds_all = True
 
     def run(self, folder: Path) -> Result:
-        """What it says if it finds nothing."""
+        """Its output if it finds nothing."""
         said = command("verify", folder, "--workers", "1")
         return Result({"said": said.replace(str(folder), "")})
 
 
 def says(folder: Path, manifest: Manifest) -> bool:
-    """Whether the manifest still says the same: only its own sum, or a line break at its end, is damaged."""
+    """Whether the manifest's content is intact, and only its own sum, or a line break at its end, is damaged."""
     try:
         return Manifest.load(folder) == manifest
     except UserError:
@@ -156,7 +156,7 @@ def craft_clip(rng: random.Random, folder: Path) -> str:
 
 
 def _sums(parts: dict[str, bytes], names: tuple[str, ...], frames: int) -> list[int]:
-    """As many sums as the index promises, whatever the clip's table of JPEGs or header of blocks says."""
+    """As many sums as the index promises, regardless of the clip's table of JPEGs or header of blocks."""
     head = "blocks" if "blocks" in names else "offsets.npy"
     try:
         found = clip_sums(parts, names)

@@ -1,4 +1,4 @@
-"""Areas of the fuzzer: what people pack. These files have no checksums: another result is allowed, a traceback never is."""
+"""Areas of the fuzzer: input of packing. These files have no checksums: the result may change, a traceback is never allowed."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ OPTIONS = ("--size", "64", "--workers", "1")
 
 
 def packed(folder: Path, *words: object) -> Result:
-    """Pack, and what is in the shards."""
+    """Pack, and return the content of the shards."""
     out = folder / "out"
     command("shard", *words, *OPTIONS, out)
     shards = ShardSet.open(out)
@@ -73,7 +73,7 @@ def odd_array(rng: random.Random, array: np.ndarray) -> Any:
 
 
 def insert_operations(rng: random.Random, content: bytes) -> bytes:
-    """Operations of a pickle put in somewhere: calls, sizes, places in the memo."""
+    """Operations inserted somewhere into a pickle: calls, sizes, memo indices."""
     number = rng.choice([0, 1, 255, 2**16, 2**30, 2**31 - 1, 2**32 - 1]).to_bytes(4, "little")
     sized = [b"\x8e" + number + bytes(4), b"\x96" + bytes(4) + number, b"\x95" + bytes(4) + number, b"X" + number,
              b"B" + number, b"r" + number, b"j" + number, b"\x8b" + number]
@@ -172,10 +172,10 @@ class SmarthomeArea:
 
 
 class ResumeArea(PickleArea):
-    """A packing that was killed and whose notes are damaged before it goes on."""
+    """A packing that was killed and whose notes are damaged before it resumes."""
 
     def prepare(self, folder: Path) -> None:
-        """Packed in shards of one clip, and the manifest gone: all that it leaves before its end."""
+        """Packed in shards of one clip, without the manifest: the files that it leaves just before its end."""
         write_motion_set(folder, 3, FRAMES)
         with mock.patch("svdata2vec.shards.packing.pack.shutil.rmtree"):  # which removes the notes at the end
             self._pack(folder)
@@ -199,7 +199,7 @@ class ResumeArea(PickleArea):
         return Damage(f"{path.name}", crafted=True)
 
     def run(self, folder: Path) -> Result:
-        """Gone on with, and what `verify` says of it."""
+        """Resume it, and return the result of `verify`."""
         self._pack(folder, "--resume")
         shutil.rmtree(folder / "out" / ".parts", ignore_errors=True)
         said = command("verify", folder / "out", "--workers", "1")

@@ -1,9 +1,9 @@
-"""Kill a pretraining run at random moments, go on with another batch size, accumulation or number of processes each time.
+"""Kill a pretraining run at random moments, resume with another batch size, accumulation or number of processes each time.
 
     python tools/fuzz/kill_changes.py --kills 30
 
-In the end the run must have done the epochs that it was asked for, with every clip seen once per epoch, at the learning rates
-of its place. Moments and settings come from the seed; the moments are seconds, so that no two runs of this are equal.
+In the end the run must have completed the requested epochs, seen every clip once per epoch, and used the learning rates of
+its schedule. Moments and settings come from the seed; since the moments are in seconds, no two runs of this are equal.
 """
 
 import argparse
@@ -38,7 +38,7 @@ RATE = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=2)
 # Processes, batch size, accumulation.
 SETTINGS = [(1, 4, 1), (1, 2, 1), (1, 2, 2), (1, 3, 1), (1, 6, 1), (1, 4, 3), (2, 2, 1), (2, 3, 1), (2, 1, 2), (2, 6, 1)]
 
-# The command, which notes the clips of every step that it begins: all processes have noted them before it can be saved.
+# The command, which notes the clips of every step that it starts: all processes have noted them before it can be saved.
 WORKER = """
 import json, os, sys, time
 from svdata2vec.cli.main import main
@@ -59,7 +59,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def start(folder: Path, attempt: int, processes: int, batch: int, accumulate: int, epochs: int) -> subprocess.Popen[bytes]:
-    """The run of a folder, begun or gone on with."""
+    """Start or resume the run of a folder."""
     config = settings(folder, batch, accumulate, epochs)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     notes = str(folder / f"attempt{attempt:03d}")
@@ -70,18 +70,18 @@ def start(folder: Path, attempt: int, processes: int, batch: int, accumulate: in
 
 
 def settings(folder: Path, batch: int, accumulate: int, epochs: int) -> PretrainConfig:
-    """Of the run in a folder."""
+    """Settings of the run in a folder."""
     optim = dataclasses.replace(RATE, accumulate=accumulate)
     return pretrain_config(folder / "shards", folder / "run", optim=optim, batch_size=batch, epochs=epochs, checkpoint_every=2)
 
 
 def notes_of(folder: Path, attempt: int) -> list[Path]:
-    """Of the steps that an attempt has begun."""
+    """Files with the notes of the steps that an attempt has started."""
     return list(folder.glob(f"attempt{attempt:03d}-*"))
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to all of its processes at once."""
+    """Send SIGKILL to all of its processes at once."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in family:
         one.kill()
@@ -89,7 +89,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait(process: subprocess.Popen[bytes], rng: random.Random, notes: Callable[[], list[Path]]) -> None:
-    """Until a moment in the first steps of an attempt, as a rule, or before; or the end of the process."""
+    """Wait for a random moment, usually in the first steps of an attempt, sometimes before; or for the end of the process."""
     early, end = rng.random() < 0.25, time.monotonic() + rng.uniform(0, 6)
     while process.poll() is None and (time.monotonic() < end if early else not notes()):
         time.sleep(0.01)
@@ -99,7 +99,7 @@ def wait(process: subprocess.Popen[bytes], rng: random.Random, notes: Callable[[
 
 
 def disturbed(folder: Path, kills: int, epochs: int, rng: random.Random) -> int:
-    """A run that is killed up to `kills` times and then left alone; how often it was."""
+    """A run that is killed up to `kills` times and then left alone; returns how often it was killed."""
     (folder / "worker.py").write_text(WORKER)
     tiny_shards(folder / "shards")
     killed = attempt = 0
@@ -121,7 +121,7 @@ def disturbed(folder: Path, kills: int, epochs: int, rng: random.Random) -> int:
 
 
 def check(folder: Path, epochs: int) -> dict[str, Any]:
-    """AssertionError unless the run is what it should be; what it did."""
+    """Check the finished run and describe it; AssertionError if something is wrong."""
     attempts: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("attempt*.jsonl")):
         attempts.setdefault(path.name.split("-")[0], []).extend(json.loads(line) for line in path.read_text().splitlines())
@@ -142,7 +142,7 @@ def check(folder: Path, epochs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs until so many kills have been survived; prints what was done."""
+    """Run until the requested number of kills has been survived; print a summary."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=Range(1).parser(int), default=30)
     parser.add_argument("--epochs", type=Range(1).parser(int), default=12, help="of each run")

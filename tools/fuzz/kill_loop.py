@@ -1,10 +1,10 @@
-"""Kills packing and training at random moments, again and again, and compares what comes of it in the end with a run without.
+"""Kills packing and training at random moments, again and again, and compares the final result with an undisturbed run.
 
     python tools/fuzz/kill_loop.py --rounds 10 --out tools/results/kill_loop.json   # a quarter of an hour on two cores
 
 A round starts a command, ends it by SIGKILL (every third time by SIGTERM) at a random moment, starts it again, and so on,
-until one attempt comes to its end. Then the files must be those of an undisturbed run: of packing all bytes, of training every
-tensor. The exit status is 1 if a round ends otherwise.
+until an attempt finishes. Then the result must equal that of an undisturbed run: every byte for packing, every tensor for
+training. The exit status is 1 if a round ends otherwise.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def works(folder: Path) -> dict[str, Work]:
 
 
 def attempt(words: list[str], limit_seconds: float | None, number: signal.Signals) -> bool:
-    """Start a command in a group of its own; whether it came to its end before it was killed. SystemExit if it failed."""
+    """Start a command in its own process group. True if it finished before it was killed; SystemExit if it failed."""
     process = subprocess.Popen(
         words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:
@@ -108,7 +108,7 @@ def attempt(words: list[str], limit_seconds: float | None, number: signal.Signal
 
 
 def loop(work: Work, folder: Path, rounds: int, rng: random.Random) -> dict[str, Any]:
-    """Rounds of one kind: how often it was killed, and how many ended with another result."""
+    """Run rounds of one kind: how often it was killed, and how many ended with a different result."""
     started = time.monotonic()
     attempt(work.words(folder / "whole"), None, signal.SIGKILL)
     seconds, wanted = time.monotonic() - started, work.result(folder / "whole")
