@@ -1,9 +1,9 @@
-"""CPU time of packing a picture in blocks beside a JPEG: both in one process, a picture each in turn, median and least times.
+"""CPU time of packing a picture in blocks compared with a JPEG: one process, alternating pictures, median and minimum times.
 
     python tools/bench/bench_block_encoder.py [--files video.mp4 ...] [--out tools/results/block_encoder.json]
 
-Made pictures, noisy and smooth ones, and some of each file. A JPEG's time follows its content, that of blocks does not; what
-other programs do to the processor's cache costs blocks more.
+Uses synthetic pictures, noisy and smooth ones, and some pictures of each file. A JPEG's time depends on its content, that of
+blocks does not; other programs' use of the processor's cache slows blocks down more.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PER_FILE = 12  # pictures
 
 
 def made_pictures() -> dict[str, list[Bytes]]:
-    """Structure at several scales with a little noise, and the same without what is fine."""
+    """Structure at several scales with a little noise, and the same without the fine structure and noise."""
     generator = np.random.default_rng(0)
     noisy = []
     for _ in range(PER_FILE):
@@ -46,7 +46,7 @@ def made_pictures() -> dict[str, list[Bytes]]:
 
 
 def pictures_of(file: Path) -> list[Bytes]:
-    """Squares out of the middle of a video's first frames."""
+    """Squares from the middle of a video's first frames."""
     with VideoReader(file) as reader:
         side = min(reader.info.width, reader.info.height)
         squares = reader.crops((reader.info.width - side) // 2, (reader.info.height - side) // 2, side)
@@ -70,7 +70,7 @@ def measure(pictures: list[Bytes], rounds: int) -> dict[str, list[float]]:
 
 
 def rows_of(name: str, pictures: list[Bytes], rounds: int) -> list[dict[str, Any]]:
-    """What each encoder takes for a picture of a set: median and least milliseconds."""
+    """Median and minimum milliseconds of each encoder for a picture of a set."""
     return [{"pictures": name, "encoder": encoder, "median_ms": statistics.median(found), "least_ms": min(found)}
             for encoder, found in measure(pictures, rounds).items()]
 

@@ -48,7 +48,7 @@ class DecodeOnly(DaliDecoder):
 
 
 class RunPerClip(DaliDecoder):
-    """The default form, but every clip is a run of its own instead of a few clips' pictures being one batch."""
+    """The default form, but every clip is a run of its own instead of pictures of a few clips forming a batch."""
 
     def clips_per_run(self, num_frames: int) -> int:
         return 1
@@ -70,7 +70,7 @@ class WholePicturesOnly(DecodeOnly, WholePictures):
 
 
 class WarpOnly(DaliDecoder):
-    """The default form, but every window is warped, as one is that does not lie on whole packed pixels."""
+    """The default form, but every window is warped, as if it did not lie on whole packed pixels."""
 
     def inputs(self, clips: Sequence[EncodedClip]) -> list[Feed]:
         return super().inputs(list(map(between_pixels, clips)))
@@ -137,7 +137,7 @@ def encoded_batch(shards: ShardSet) -> list[EncodedClip]:
 
 
 def run(folder: Path, rounds: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Form -> CPU and wall milliseconds per clip, greatest difference from the reference decoder in grey levels."""
+    """Form -> CPU and wall milliseconds per clip, and PSNR to the reference decoder."""
     dataset = make_sources(folder / "source", 12)
     batches = {codec: encoded_batch(packed(folder, dataset, codec)) for codec in CODECS}
     out = torch.empty((BATCH, 40, SIZE, SIZE, 3), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Start-up time and memory of a loader over a large index, by a synthetic folder whose tars are empty files.
+"""Start-up time and memory of a loader over a large index, measured with a synthetic folder whose tars are empty files.
 
     python tools/bench/bench_index.py --out tools/results/bench_index.json
 """

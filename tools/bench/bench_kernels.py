@@ -35,8 +35,8 @@ from svdata2vec.runs.cores import cpu_name
 from svdata2vec.runs.provenance import save
 from svdata2vec.shards.cores import job_cores
 
-# Error relative to the truth: the largest to the largest value, or by root mean squares (see `Case.smooth`). bfloat16 has 8
-# bits and the transformer part 11 blocks in a row; a wrong index or a missing term is off by the order of the values.
+# Error relative to the truth: largest error to largest value, or by root mean squares (see `Case.smooth`). bfloat16 has 8
+# bits, and the transformer part 11 blocks in a row; a wrong index or a missing term gives errors as large as the values.
 ERROR_LIMIT = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -88,7 +88,7 @@ def measure(run: Callable[[], Any], budget: Budget, device: torch.device) -> tup
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, budget: Budget) -> dict[str, float]:
-    """What this device reaches at best: bytes copied (read + written) and operations of a matrix product, per second."""
+    """Best rates of this device: bytes copied (read + written) and operations of a matrix product, per second."""
     size, side = (2**30, 8192) if device.type == "cuda" else (2**26, 768)
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
     copy_ms, _, _ = measure(lambda: target.copy_(source), budget, device)
@@ -105,7 +105,7 @@ def evaluate(candidate: Candidate, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def drawn_like(values: tuple[Tensor, ...]) -> list[Tensor]:
-    """Gradients of the values: random numbers, the same in every call."""
+    """Upstream gradients for the values: random numbers, the same in every call."""
     generator = torch.Generator(values[0].device).manual_seed(0)
     return [torch.randn(value.shape, generator=generator, device=value.device).to(value.dtype) for value in values]
 
@@ -113,7 +113,7 @@ def drawn_like(values: tuple[Tensor, ...]) -> list[Tensor]:
 def gradients(
     candidate: Candidate, inputs: tuple[Tensor, ...], values: tuple[Tensor, ...], weights: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Of every leaf."""
+    """The gradients of every leaf."""
     leaves = [tensor for tensor in (*inputs, *candidate.parameters) if tensor.requires_grad]
     return torch.autograd.grad(values, leaves, weights) if leaves else ()
 
@@ -125,7 +125,7 @@ def results_of(candidate: Candidate, inputs: tuple[Tensor, ...]) -> tuple[Tensor
 
 
 def relative_error(got: list[Tensor], truth: list[Tensor], smooth: bool) -> float:
-    """Difference of the worst tensor relative to its truth: of the largest values, or of the root mean squares."""
+    """Error of the worst tensor relative to its truth: of the largest values, or of the root mean squares."""
 
     def size(tensor: Tensor) -> Tensor:
         return tensor.abs().max() if smooth else tensor.square().mean().sqrt()
@@ -144,7 +144,7 @@ def exact_inputs(case: Case) -> tuple[Tensor, ...]:
 
 
 def peak_mb(candidate: Candidate, case: Case, device: torch.device) -> float | None:
-    """Memory above what is held already, during one forward and backward pass; None on a CPU."""
+    """Additional memory during one forward and backward pass; None on a CPU."""
     if device.type != "cuda":
         return None
     weights = drawn_like(results_of(candidate, case.inputs))
@@ -157,7 +157,7 @@ def peak_mb(candidate: Candidate, case: Case, device: torch.device) -> float | N
 
 
 def directions(candidate: Candidate, case: Case) -> dict[str, tuple[Callable[[], Any], int, int]]:
-    """What is timed: name -> function, bytes, operations."""
+    """Timed functions: name -> function, bytes, operations."""
     leaves = [tensor for tensor in (*case.inputs, *candidate.parameters) if tensor.requires_grad]
     if not leaves:
         return {"forward": (lambda: candidate.run(*case.inputs), case.forward_bytes, case.forward_flops)}
@@ -183,10 +183,10 @@ def directions(candidate: Candidate, case: Case) -> dict[str, tuple[Callable[[],
 
 
 def error_limit(case: Case, truth: list[Tensor], scale: Scale) -> float:
-    """What a candidate may be off by: the table's figure, or twice what the plain modules in the same dtype are off by.
+    """Allowed error of a candidate: the table's figure, or twice the error of the plain modules in the same dtype.
 
     The second is for the video encoder: 17 BatchNorms and PReLUs in a row turn bfloat16's roundings into gradients that
-    differ by tens of per cent, whoever computes them.
+    differ by tens of per cent in any implementation.
     """
     if case.smooth or scale.dtype == torch.float32:
         return ERROR_LIMIT[scale.dtype]
@@ -201,7 +201,7 @@ def bench_candidate(name: str, case: Case, truth: list[Tensor], scale: Scale, bu
     about: dict[str, Any] = {"op": case.op, "shape": case.shape, "dtype": dtype, "candidate": name}
     try:
         error = relative_error(evaluate(candidate, case.inputs), truth, case.smooth)
-    except RuntimeError as refusal:  # a backend of SDPA that doesn't take this shape says so this way
+    except RuntimeError as refusal:  # raised by a backend of SDPA that doesn't support this shape
         if not name.startswith("SDPA"):
             raise
         return [Row(**about, status=f"refused: {str(refusal).splitlines()[0]}")]
@@ -258,9 +258,9 @@ def choose_scale(device: torch.device, quick: bool) -> Scale:
 
 
 def earlier_record(out: Path, ops: list[str], about: dict[str, Any]) -> dict[str, Any]:
-    """What a file holds, if only some ops are measured again as the others were; else nothing.
+    """The content of a file, if only some ops are to be measured again under the same conditions; else nothing.
 
-    about: device, versions and budget, which tells --quick and so what was measured.
+    about: device, versions and budget, which differs with --quick.
     """
     if not ops or not out.exists():
         return {}

@@ -2,9 +2,9 @@
 
     python tools/bench/bench_memory.py --out tools/results/loader_memory.json        # under three minutes of CPU
 
-Training's loader on clips of 320 px that it makes (few frames of each, so that ten thousand take a minute), its memory looked
-at after every 250: as it is, then with a heap that keeps what is freed, as the commands have it; then with a reader process as
-well, whose memory counts.
+Runs training's loader on clips of 320 px that it makes (with few frames each, so that ten thousand take a minute) and measures
+memory after every 250: with the default heap, then with one that keeps freed memory, as the commands use it, and then with a
+reader process too, whose memory counts.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SETTLED = 0.2  # share of the clips after which memory should not change any mor
 
 
 def memory_over(shards: ShardSet, clips: int, readers: int) -> dict[str, Any]:
-    """MB that lie in RAM, of this process and its children, after every 250 clips; and what they say."""
+    """Resident MB of this process and its children after every 250 clips, and the summary of them."""
     seen, looks = 0, []
     cpu, started = tree_usage()[0], time.perf_counter()
     rows = np.resize(shards.rows("all"), 10 * BATCH)

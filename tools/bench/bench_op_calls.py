@@ -1,9 +1,9 @@
-"""What a call of each op costs the host: through PyTorch's operator, and beside it as eager mode does (kernels/register.py).
+"""Host time of a call of each op: through PyTorch's operator, and around it as in eager mode (kernels/register.py).
 
     python tools/bench/bench_op_calls.py --out tools/results/op_calls.json
 
-Forward and backward pass on tensors of a few values, so that almost all of the CPU time is the way to the computation, which a
-GPU's host has to go as well. Both ways run the same reference, in turn, round after round; CPU time per call, medians.
+Forward and backward pass on tensors of a few values, so that almost all of the CPU time is overhead, which the host of a GPU
+has as well. Both ways run the same reference, in turn, round after round; medians of the CPU time per call.
 """
 
 import argparse
@@ -28,12 +28,12 @@ WAYS = ("operator", "direct")
 
 
 def always(tensors: Sequence[Tensor]) -> bool:
-    """In place of `register._recorded`: every call takes the operator."""
+    """Replaces `register._recorded`: every call goes through the operator."""
     return True
 
 
 def passes(call: Call) -> Callable[[], object]:
-    """Forward and, where the op has gradients, backward pass."""
+    """Forward pass and, if the op has gradients, backward pass."""
     leaves = [tensor.requires_grad_() for tensor in call.inputs.values()]
 
     def run() -> object:

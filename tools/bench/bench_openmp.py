@@ -1,11 +1,11 @@
-"""What waiting OpenMP threads cost on cores that other programs use: training with the demo's network on two cores.
+"""Cost of waiting OpenMP threads on cores that other programs use: training with the demo's network on two cores.
 
     python tools/bench/bench_openmp.py --out tools/results/bench_openmp.json
 
-Every setting has a process of its own, which takes training steps while it is told to. A round gives each setting its seconds
-in turn: alone, then beside two processes that never rest, all on the same two cores; then in a control group that may use one
-core's time (not run where none can be made). Rates are medians over the rounds; `share` is beside / alone. Other programs make
-all rates smaller: read those of one setting against those of another, and the load average.
+Every setting has its own process, which trains for as many seconds as it is told. In each round, every setting gets its turn:
+alone, then beside two processes that are always busy, all on the same two cores; then in a control group that may use one
+core's time (skipped if none can be made). Rates are medians over the rounds; `share` is beside / alone. Other programs lower
+all rates: compare the settings with each other, and check the load average.
 """
 
 import argparse
@@ -39,7 +39,7 @@ GROUP, WORKER = "svdata2vec-bench", "--worker"
 
 
 class Worker:
-    """A process that trains while it is told to."""
+    """A process that trains for a given time on request."""
 
     def __init__(self, setting: dict[str, str], cores: set[int], clips: int, group: Path | None = None) -> None:
         environment = {name: text for name, text in os.environ.items() if name not in (*OF_THE_USER, "OMP_NUM_THREADS")}
@@ -98,7 +98,7 @@ def work(clips: int) -> None:
 
 @contextlib.contextmanager
 def spinners(count: int, cores: set[int]) -> Iterator[None]:
-    """Processes that never rest."""
+    """Processes that are always busy."""
     processes = [
         subprocess.Popen([sys.executable, "-c", SPINNER, str(os.getpid())], preexec_fn=lambda: os.sched_setaffinity(0, cores))
         for _ in range(count)
@@ -134,7 +134,7 @@ def one_core_group() -> Iterator[Path | str]:
 
 
 def measure(rounds: int, seconds: float, clips: int, cores: set[int]) -> dict[str, Any]:
-    """Per setting and situation the median rate."""
+    """The median rate per setting and situation."""
     rates: dict[str, dict[str, list[float]]] = {name: {} for name in SETTINGS}
     not_run: dict[str, str] = {}
 

@@ -3,8 +3,8 @@
     python tools/bench/bench_packing.py --out tools/results/packing_NAME.json                    # synthetic 960x540 H.264
     python tools/bench/bench_packing.py --files film1.mp4 film2.mp4 --out ...                    # real files, made-up boxes
 
-Quality is what a model would see of it: the method's crop of 224x224 (box of 40 frames' joints, bilinear straight from
-the source) against the same crop taken from the packed frames, as PSNR per clip. One process, one thread.
+Quality is measured on the model's input: the method's crop of 224x224 (box of 40 frames' joints, bilinear straight from the
+source) against the same crop of the packed frames, as PSNR per clip. One process, one thread.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def warp(picture: np.ndarray, output_to_input: np.ndarray) -> np.ndarray:
 
 
 def variants() -> Iterator[PackOptions]:
-    """What is compared."""
+    """The ways of packing to compare."""
     base = PackOptions(workers=1)
     for quality, chroma in ((None, "420"), (None, "444"), (85, "420"), (85, "444"), (95, "420")):
         yield replace(base, quality=quality, chroma=chroma)
@@ -160,7 +160,7 @@ def variants() -> Iterator[PackOptions]:
 
 
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """Machine and versions, for the record."""
     return {"cpu": cpu_name(), "cores": job_cores(), "load_1min": os.getloadavg()[0], "python": versions()["python"],
             "av": av.__version__, "opencv": cv2.__version__, "date": time.strftime("%Y-%m-%d")}
 

@@ -36,7 +36,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 
 
 def settle(step: Step) -> None:
-    """Set the memory allocator as this way of training has it, and take one step with it."""
+    """Set the memory allocator as this way of training uses it, and take one step."""
     if step.device.type == "cpu":
         if step.all_frames:
             return_freed_memory()
@@ -46,7 +46,7 @@ def settle(step: Step) -> None:
 
 
 def return_freed_memory() -> None:
-    """Undo `keep_freed_memory`: glibc's defaults, at the largest values that it comes to by itself."""
+    """Undo `keep_freed_memory`: glibc's defaults, at the largest values that its dynamic thresholds reach."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_MAX, 65536)

@@ -1,4 +1,4 @@
-"""Bytes that `gather_blocks` moves, counted on paper: those of the stored frames that it touches, and what it writes.
+"""Bytes that `gather_blocks` moves, computed: the bytes of stored frames that it touches, and those that it writes.
 
 P places along one side of the packed picture, E bytes of a stored frame.
 """
@@ -15,7 +15,7 @@ WINDOW = STEM_KERNEL[0]  # frames
 
 
 def touched(form: Sequence[int], size: int, map_4: Sequence[int]) -> NDArray[np.bool_]:
-    """bool (E,): the bytes of a stored frame that one clip's window looks at. form, map_4: as `gather_blocks` has them."""
+    """bool (E,): the bytes of a stored frame that one clip's window reads. form, map_4: as in `gather_blocks`."""
     side, luma_bits, chroma_bits = form
     columns, rows = (_places(side, size, *map_4[first : first + 2]) for first in (0, 2))
     half_columns, half_rows = columns.reshape(-1, 2).any(axis=1), rows.reshape(-1, 2).any(axis=1)
@@ -33,7 +33,7 @@ def _places(side: int, size: int, scale: int, shift: int) -> NDArray[np.bool_]:
 
 
 def _plane(columns: Any, rows: Any, bits: int) -> NDArray[np.bool_]:
-    """bool: of a plane's ends, low and high bits those of these columns and rows."""
+    """bool: the bytes of a plane's ends, low bits and high bits that belong to these columns and rows."""
     fours, eights = columns.reshape(-1, 4).any(axis=1), columns.reshape(-1, 8).any(axis=1)
     ends = np.repeat(np.outer(rows.reshape(-1, 4).any(axis=1), fours).ravel(), 2)
     parts = [ends, np.outer(rows, fours).ravel()]
@@ -41,6 +41,6 @@ def _plane(columns: Any, rows: Any, bits: int) -> NDArray[np.bool_]:
 
 
 def frames_read(keep_BK: NDArray[np.int64], num_frames: int) -> list[int]:
-    """Per clip, how many frames its windows hold, each counted once."""
+    """Number of distinct frames in each clip's windows."""
     near = keep_BK[:, :, None] + np.arange(WINDOW) - WINDOW // 2
     return [len(np.unique(row[(row >= 0) & (row < num_frames)])) for row in near]

@@ -1,4 +1,4 @@
-"""Types of the benchmarks' options that name files, which are looked at before anything is measured."""
+"""Types of the benchmarks' options that name files, which are checked before anything is measured."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from svdata2vec.shards.errors import UserError, require_file
 
 
 def file_to_write(text: str) -> Path:
-    """A record that can be written: an earlier one is replaced, a file of another kind, such as a video, is not."""
+    """A record that can be written: an earlier record may be replaced, another file, such as a video, may not."""
     file = Path(text)
     try:
         require_writable(file)
@@ -21,7 +21,7 @@ def file_to_write(text: str) -> Path:
 
 
 def video_file(text: str) -> Path:
-    """A video that is there."""
+    """An existing video."""
     return _existing(Path(text), "a video")
 
 

@@ -1,4 +1,4 @@
-"""What `bench_kernels.py` measures: each op at the model's shapes, and every way to compute it that is worth comparing.
+"""Cases of `bench_kernels.py`: each op at the model's shapes, and every way to compute it that is worth comparing.
 
 B clips, T frames, K kept frames, N tokens, H heads, E head dimension, D width, L layers; C channels.
 """
@@ -80,7 +80,7 @@ class Scale:
     stem_width: int = 64
 
     def autocast(self, exact: bool = False) -> torch.autocast:
-        """As in training; not at all for a float32 truth."""
+        """Autocast as in training; none for a float32 truth."""
         low = self.dtype != torch.float32 and not exact
         return torch.autocast(self.device.type, self.dtype if low else None, enabled=low)
 
@@ -141,7 +141,7 @@ def op_case(scale: Scale, call: Call, shape: str, **counts: Any) -> Case:
 
 
 def own_op(device: torch.device) -> tuple[str, Impl]:
-    """What our op is called in the results: on a CPU it runs its reference, with the op's own backward pass."""
+    """Name of our op in the results: on a CPU it runs its reference, with the op's own backward pass."""
     return ("triton", "triton") if device.type == "cuda" else ("op on the CPU", "auto")
 
 
@@ -151,7 +151,7 @@ def compiled(run: Function) -> Function:
 
 
 def model_call(scale: Scale, op: str, **sizes: Any) -> Call:
-    """A call of the table at the model's sizes but for those given."""
+    """A call of the table at the model's sizes, except those given."""
     return CALLS[op](replace(MODEL, **sizes), Draw(scale.dtype, scale.device))
 
 
@@ -241,7 +241,7 @@ def loss_case(scale: Scale, batch: int) -> Case:
 
 
 def within(scale: Scale, function: Function, parameters: Iterable[Tensor], exact: bool = False) -> Candidate:
-    """A function under autocast, as training runs it; not so for a float32 truth."""
+    """A function under autocast, as in training; without it for a float32 truth."""
 
     def call(*inputs: Tensor) -> Any:
         with scale.autocast(exact):
@@ -254,9 +254,9 @@ def block_case(
     scale: Scale, op: str, shape: str, inputs: tuple[Tensor, ...], modules: Sequence[nn.Module],
     run: Callable[[BlockOps], Function],
 ) -> Case:
-    """What stands between two products: one op, module by module, and that compiled.
+    """Everything between two matrix products: as one op, module by module, and compiled.
 
-    `op` names its row in kernel_passes.py, whose fused passes over the first input (the others are like it) are the bytes.
+    `op` names its row in kernel_passes.py: the bytes are its fused passes times the first input (the others are like it).
     """
     name, impl = own_op(scale.device)
     parameters = [parameter for module in modules for parameter in module.parameters()]
@@ -278,7 +278,7 @@ def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> 
     norm = nn.LayerNorm(D, device=scale.device)
     without = "" if branch else " without branch"
     inputs = tuple(floats(scale, batch, tokens, D) for _ in range(2 if branch else 1))
-    # The norm is cast for its reader, the attention's or MLP's product: that cast is part of the work.
+    # The norm is cast for its consumer, the attention's or MLP's product; that cast is part of the work.
     return block_case(
         scale, f"add_layer_norm{without}", f"B={batch} N={tokens} D={D}{without}", inputs, [norm],
         lambda steps: lambda x, added=None: read_by_product(steps.add_norm(norm, x, added), scale)[0 if branch else 1 :],
@@ -286,7 +286,7 @@ def norm_case(scale: Scale, batch: int, tokens: int, *, branch: bool = True) -> 
 
 
 def read_by_product(results: tuple[Tensor, Tensor], scale: Scale) -> tuple[Tensor, Tensor]:
-    """What a matrix product under autocast does to its argument before it multiplies."""
+    """The cast that a matrix product under autocast applies to its argument."""
     total_BND, normed_BND = results
     return total_BND, normed_BND.to(scale.dtype) if torch.is_autocast_enabled(scale.device.type) else normed_BND
 
@@ -299,7 +299,7 @@ def epilogue_case(scale: Scale, batch: int, tokens: int) -> Case:
         scale, "bias_gelu", f"B={batch} N={tokens} D={D} H={4 * D} with its product", (floats(scale, batch, tokens, D),),
         [linear], lambda steps: lambda x: steps.linear_gelu(linear, x),
     )
-    # The op's own bytes are a part of what is timed here, hence no rate of bytes.
+    # The op's own bytes are only part of what is timed here, hence no rate of bytes.
     return replace(case, forward_bytes=0, backward_bytes=0, forward_flops=product, backward_flops=2 * product)
 
 

@@ -1,4 +1,4 @@
-"""A call of every op at sizes of one's choice: what the kernel tests, the benchmark and the GPU check compute with.
+"""Calls of every op at chosen sizes: the inputs of the kernel tests, the benchmark and the GPU check.
 
 B clips, T frames or tokens, K kept frames, D width, H heads, L layers; in `bias_gelu` the width is `hidden`; in
 `batch_norm_prelu` and `batch_norm_prelu_pool` maps are F frames, C channels, H W picture.
@@ -68,7 +68,7 @@ class Call:
     fixed: dict[str, Any]
 
     def __call__(self, *inputs: Tensor, impl: Impl) -> tuple[Tensor, ...]:
-        """The results with these values of `inputs`; in training behind them the running statistics that it has moved."""
+        """The results with these values of `inputs`; in training, followed by the updated running statistics."""
         fixed = dict(self.fixed)
         running = [name for name in fixed if name.startswith("running_")]
         for name in running:
@@ -81,7 +81,7 @@ class Call:
 def values_and_gradients(
     run: Callable[..., tuple[Tensor, ...]], inputs: Iterable[Tensor], weigh: Callable[[Tensor], Tensor] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What `run(*inputs)` returns, and the gradient of every input for results weighted by `weigh` (default: at random)."""
+    """The results of `run(*inputs)`, and the gradient of every input for results weighted by `weigh` (default: random)."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     values = run(*leaves)
     trained = [value for value in values if value.requires_grad]
@@ -184,7 +184,7 @@ def batch_norm_prelu_pool(sizes: Sizes, draw: Draw, *, training: bool = True) ->
 # A mean far from zero: a variance must not be computed as a difference of large numbers.
 OFF_ZERO = 3.0
 
-# Every op once under its own name, and the variants that take another way through its kernels.
+# Every op once under its own name, and the variants that take another path through its kernels.
 CALLS: dict[str, Callable[[Sizes, Draw], Call]] = {
     "gather_frames": gather_frames,
     "gather_frames folded": partial(gather_frames, folded=True),

@@ -1,4 +1,4 @@
-"""Passes over memory of the fused block ops, counted on paper: what a block moves with and without them.
+"""Passes over memory of the fused block ops, counted by hand: the traffic of a block with and without them.
 
 One pass is one activation read or written in the compute dtype (bfloat16 in training on a GPU); a float32 tensor between
 two modules is two passes. Vectors over channels and the partial sums of reductions are too small to count.
@@ -71,7 +71,7 @@ BLOCK_OPS: dict[str, BlockOp] = {
 
 
 def map_values(batch: int, kept_frames: int, side: int, stem_width: int) -> dict[str, int]:
-    """Values of all feature maps that go through each kind of BatchNorm of the video encoder, once each."""
+    """Number of values of all feature maps that go through each kind of BatchNorm of the video encoder."""
     frames = batch * kept_frames
     plain = with_shortcut = 0
     for stage in range(4):

@@ -1,9 +1,9 @@
-"""What the GPU does while training: how long each CUDA stream computes or copies, what overlaps, which kernels take the time.
+"""Profile of the GPU during training: busy time of each CUDA stream, overlap of streams, and the most expensive kernels.
 
     python tools/bench/profile_training.py ntu60-xsub --data.shards SHARDS --data.train-split all --out profile.json
 
-Takes a preset with its options, as `svdata2vec bench run` does, trains on the shards with decoding beside it, and profiles
-some steps. Decoding engines (NVJPG, NVDEC) are no kernels and do not show; their conversions, resampling and copies do.
+Takes a preset with its options, as `svdata2vec bench run` does, trains on the shards while decoding them, and profiles some
+steps. Decoding engines (NVJPG, NVDEC) are not kernels and do not show; their conversions, resampling and copies do.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Span = tuple[int, int]  # nanoseconds: start, end
 
 
 def union(spans: list[Span]) -> list[Span]:
-    """The same time, in spans that do not touch."""
+    """Spans merged into disjoint ones that cover the same time."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -51,7 +51,7 @@ def length(spans: list[Span]) -> int:
 
 
 def both(one: list[Span], other: list[Span]) -> int:
-    """Nanoseconds that two lists of separate spans share."""
+    """Overlap in nanoseconds of two lists of disjoint spans."""
     return length(one) + length(other) - length(union(one + other))
 
 
@@ -78,7 +78,7 @@ def summary(events: list[Any], steps: int, wall_ns: float) -> dict[str, Any]:
 
 
 def profiled(config: BenchConfig, steps: int) -> dict[str, Any]:
-    """The record of so many steps, after twice as many; with the loader that `bench run` would make."""
+    """The record of the given number of steps, after twice as many for warm-up, with the loader that `bench run` would make."""
     shards = open_preset_shards(config, "a profile is of one process")
     with running(config.run) as runtime:
         config = replace(config, data=fit_data(config.data, runtime, shards))
@@ -91,7 +91,7 @@ def profiled(config: BenchConfig, steps: int) -> dict[str, Any]:
 
 
 def _events(step: Iterator[Any], steps: int) -> tuple[list[Any], int]:
-    """What the profiler saw, and the nanoseconds that it took."""
+    """The profiler's events, and the nanoseconds that the steps took."""
     for _ in range(2 * steps):
         next(step)
     torch.cuda.synchronize()

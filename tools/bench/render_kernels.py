@@ -30,7 +30,7 @@ from svdata2vec.shards.atomic import write_atomically
 RESULTS = Path(__file__).parent.parent / "results"
 COMMAND = "python tools/bench/bench_kernels.py && python tools/bench/render_kernels.py"
 
-# What each kernel has to reach on an H200, at the largest batch; the rest of the sentence is computed.
+# Targets of each kernel on an H200, at the largest batch; the rest of the sentence is computed.
 COPY_TARGETS = ("gather_frames", "gather_blocks", "fuse_tokens", "restore_tokens", "layer_targets")
 COPY_SHARE = 0.8
 ATTENTION_SPEEDUP = 1.5
@@ -91,7 +91,7 @@ def timed(record: dict[str, Any], op: str, direction: str) -> dict[str, dict[str
 def gains(
     record: dict[str, Any], op: str, ours: Callable[[str], bool], others: Callable[[str], bool]
 ) -> Iterator[tuple[str, float]]:
-    """Shape, and how many times as fast as the best of the others the best of ours is, where both were timed."""
+    """Shape, and speed of the best of ours relative to the best of the others, if both were timed."""
     for shape, rows in timed(record, op, "both").items():
         mine, theirs = ([row["ms"] for name, row in rows.items() if wanted(name)] for wanted in (ours, others))
         if mine and theirs:
@@ -99,7 +99,7 @@ def gains(
 
 
 def targets(record: dict[str, Any]) -> str:
-    """The targets and what was measured against them, shape by shape; what gives wrong results has missed them, untimed."""
+    """The targets and their measurements, shape by shape; a candidate with wrong results has missed them and is not timed."""
     lines = [
         (False, f"{row['op']}, {row['shape']}: the results of {row['candidate']} are wrong")
         for row in record["rows"] if row["status"] == "wrong" and row["candidate"].startswith("triton")
