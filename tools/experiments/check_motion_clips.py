@@ -1,11 +1,11 @@
-"""What of the synthetic action clips tells the class: one frame and the background little, the whole clip most.
+"""Which part of the synthetic action clips reveals the class: one frame and the background little, the whole clip most.
 
     python tools/experiments/check_motion_clips.py OUT --json tools/results/motion_clips_check.json
 
-trains the same small classifier, split by subject, on: one random frame of each clip (cropped to the persons in that
-frame, and as it lies in the clip's crop), on a patch of background over the whole clip, and on the whole clip; for
-pixels and for joints. The comparison favours what must fail: one frame and background count with their best epoch on
-the evaluation subjects, the whole clip with its last.
+trains the same small classifier, split by subject, on one random frame of each clip (cropped to the persons in that
+frame, and with the clip's crop), on a patch of background over the whole clip, and on the whole clip; for pixels and for
+joints. The comparison favours the inputs that must fail: one frame and background count with their best epoch on the
+evaluation subjects, the whole clip with its last.
 
 Letters: N clips, T sampled frames, C channels, H and W pixels, F features, M persons, V joints.
 """
@@ -77,7 +77,7 @@ def show_joints(joints: NDArray[np.float32], rng: np.random.Generator | None) ->
 
 @dataclass(frozen=True)
 class Trial:
-    """One classifier to train: what it sees, how long, and which epoch counts."""
+    """One classifier to train: its input, its length, and which epoch counts."""
 
     name: str
     data: NDArray[Any]
@@ -163,7 +163,7 @@ def make_trials(clips: Clips, epochs: int) -> list[Trial]:
 
 
 def check(folder: Path, num_frames: int, epochs: int, seed: int, threads: int) -> dict[str, Any]:
-    """Run all trials and return the record; prints a line for each as it ends."""
+    """Run all trials and return the record; prints a line for each when it is finished."""
     torch.set_num_threads(threads)
     start = time.monotonic()
     clips, classes = read_clips(folder, num_frames, threads)
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(given: argparse.Namespace) -> str:
-    """The check, which says what it finds while it goes on, and its record."""
+    """Run the check, printing its findings as they come, and write its record."""
     result = check(given.folder, given.frames, given.epochs, given.seed, given.threads)
     if given.json:
         save(result, given.json)

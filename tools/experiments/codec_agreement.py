@@ -1,13 +1,13 @@
-"""Does a network see the same in clips that are packed otherwise? One network's predictions on both, clip by clip.
+"""Does a network see the same in clips that are packed differently? One network's predictions on both, clip by clip.
 
     svdata2vec shard pyskl demo/blocks --pickle-path demo/clips/motion.pkl --videos demo/clips/videos --size 96 --codec blocks
     python tools/experiments/codec_agreement.py demo/pretrained --others blocks=demo/blocks \\
         --out tools/results/codec_agreement.json
 
-The run is a finished one of `svdata2vec finetune`, evaluated on its own shards and on others of the same clips, in float32: no
-training, no chance in it. Of each other set: the share of clips that get the same class, how far the scores move, and how many
-are right on one side alone; of the accuracies' difference a 95 % interval for paired clips (A. Agresti and
-Y. Min, Statistics in Medicine 24, 2005), and McNemar's exact test. A minute or two.
+A finished run of `svdata2vec finetune` is evaluated on its own shards and on others of the same clips, in float32, without
+training or randomness. For each other set: the share of clips that get the same class, how far the scores move, and how many
+are right on one side only; for the difference of the accuracies a 95 % interval for paired clips (A. Agresti and Y. Min,
+Statistics in Medicine 24, 2005), and McNemar's exact test. Takes a minute or two.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def predictions(run: Path, shards: str | None, split: str | None) -> Predictions
 
 
 def compare(base: Predictions, other: Predictions) -> dict[str, Any]:
-    """What changes from one way of packing to another. UserError if these are not the same clips."""
+    """Changes from one way of packing to another. UserError if these are not the same clips."""
     if base.keys != other.keys or not np.array_equal(base.labels_n, other.labels_n):
         raise UserError("the sets do not hold the same clips under the same names and classes; pack both from one source")
     labels_n = base.labels_n
@@ -77,7 +77,7 @@ def paired_interval(gained: int, lost: int, count: int) -> tuple[float, float]:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided probability of a split at least as uneven, were both sides equally good (exact, binomial)."""
+    """Two-sided probability of a split at least as uneven if both sides were equally good (exact, binomial)."""
     count = gained + lost
     tail = sum(math.comb(count, k) for k in range(min(gained, lost) + 1)) / 2**count
     return min(1.0, 2 * tail)
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def measured(options: argparse.Namespace) -> str:
-    """What the run says of all sets, and its record; returns a line for each set."""
+    """Evaluate the run on all sets and write the record; returns a line for each set."""
     names = [name for name, _ in options.others]
     if len({*names}) < len(names):
         raise UserError(f"--others names {', '.join(names)}: expected every name once")

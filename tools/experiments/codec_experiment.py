@@ -5,8 +5,8 @@
         --work demo/experiment --out tools/results/codec_experiment.json
 
 For every seed and codec: pretraining, fine-tuning on RGB with few labels, and the probe with all labels. Everything drawn at
-random is the same for both, so that a difference is the codec's or the rounding's. Writes the accuracies, the differences
-with their intervals over seeds, and a plot beside them. Finished runs in `--work` are reused.
+random is the same for both, so that any difference comes from the codec or from rounding. Writes the accuracies, the
+differences with their intervals over seeds, and a plot beside them. Finished runs in `--work` are reused.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def probe_all_labels(shards: Path, run: Path, seed: int) -> dict[str, Any]:
 
 
 def compare(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each figure the means of both codecs, and of blocks minus jpeg the mean with its interval over seeds."""
+    """For each figure the means of both codecs, and the mean of blocks minus jpeg with its interval over seeds."""
     result: dict[str, Any] = {}
     for name in FIGURES:
         mean, interval = mean_over_seeds([found[name]["blocks"] - found[name]["jpeg"] for found in seeds])

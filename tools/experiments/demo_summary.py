@@ -2,7 +2,7 @@
 
     python tools/experiments/demo_summary.py demo [--json tools/results/demo.json]
 
-reads what tools/demo.sh leaves: the runs demo/pretrain, demo/scratch, demo/pretrained, and demo/small_cnn.json.
+reads the results of tools/demo.sh: the runs demo/pretrain, demo/scratch, demo/pretrained, and demo/small_cnn.json.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LEFT = ("pretrain", "scratch/result.json", "pretrained/result.json", "small_cnn.
 
 
 def summarise(demo: Path) -> dict[str, Any]:
-    """Figures of the demo's runs; UserError where one is missing, or the classifiers have not seen the same labels."""
+    """Figures of the demo's runs; UserError if one is missing, or if the classifiers have not seen the same labels."""
     lacking = [name for name in LEFT if not (demo / name).exists()]
     if lacking:
         raise UserError(f"{demo}: {', '.join(lacking)} not found; `bash tools/demo.sh` leaves them in its folder, at its end")
@@ -54,7 +54,7 @@ def summarise(demo: Path) -> dict[str, Any]:
 
 
 def figures_in(file: Path) -> dict[str, Any]:
-    """What a file holds; UserError if that is no JSON object."""
+    """The content of a file; UserError if it is not a JSON object."""
     found = read_object(file)
     if found is None:
         raise UserError(f"{file} holds no figures; run tools/demo.sh again without it")
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def summary(demo: Path, record: Path | None) -> str:
-    """The last lines of `demo.sh`, and their record."""
+    """Print the last lines of `demo.sh`, and write their record."""
     figures = summarise(demo)
     if record is not None:
         save({**machine(pick_device("auto")), **figures}, record)

@@ -1,4 +1,4 @@
-"""How a script of experiments ends: with what it has to say, or with one line on why that is nothing."""
+"""The end of every experiment script: its result, or one line that says why there is none."""
 
 import logging
 import sys
@@ -19,10 +19,11 @@ def require_no_input(file: Path, reads: Iterable[Path]) -> None:
 
 
 def reported(work: Callable[[], str], *files: Path | None, reads: Iterable[Path] = ()) -> int:
-    """Print what comes of `work`, or its error in one line; the exit status.
+    """Print the result of `work`, or its error in one line; returns the exit status.
 
-    files: those that it will write when all is done, None = not asked for; where one cannot be, nothing is begun.
-    reads: files and folders that it reads: one of `files` that would replace something there is refused, too.
+    Args:
+        files: files that it will write at the end, None = not requested; if one cannot be written, the work is not started.
+        reads: files and folders that it reads; a file that would replace something there is refused, too.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

@@ -22,7 +22,7 @@ from svdata2vec.studies.label_efficiency import worth_in_clips
 
 
 def equal_epochs(pretraining: Path, finetuning: Path) -> int:
-    """Whole epochs of the fine-tuning's labelled clips, rounded up; UserError if a run is another or not finished."""
+    """Whole epochs of the fine-tuning's labelled clips, rounded up; UserError if a run is of the wrong kind or unfinished."""
     config = published_config(read_card(finetuning), finetuning)
     if not isinstance(config, FinetuneConfig):
         raise UserError(f"{finetuning}: not a fine-tuning run; give the run that began with {pretraining}")

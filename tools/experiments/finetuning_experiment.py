@@ -3,9 +3,9 @@
     python tools/experiments/finetuning_experiment.py --shards demo/claim/shards --from demo/claim/controls/pretrained-{seed} \\
         --work demo/claim/finetuning --finetune "--run.precision bf16 --run.epochs 30 --optim.lr 0.003"
 
-Every side starts from the same pretraining runs and has the same labels; {seed} stands for the seed. The sides are tested on
-clips of performers that are neither trained nor tested on (--test-split), so that a choice by them costs no test clip.
-A run is interrupted and started again at will; finished ones in --work are taken.
+Every side starts from the same pretraining runs and has the same labels; {seed} stands for the seed. The sides are compared on
+clips of performers that are neither trained nor tested on (--test-split), so that choosing one uses no test clips.
+The experiment can be interrupted and started again; finished runs in --work are reused.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def runs_of(options: argparse.Namespace) -> dict[tuple[str, int], FinetuneConfig
 
 
 def run_experiment(options: argparse.Namespace) -> dict[str, Any]:
-    """Fine-tune on all sides and write the record; what is finished is not done again."""
+    """Fine-tune on all sides and write the record; finished runs are reused."""
     runs, seeds = runs_of(options), range(options.seeds)
     names = list(dict.fromkeys(name for name, _ in runs))
     first = runs[names[0], 0]
@@ -124,7 +124,7 @@ def run_experiment(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pretraining(config: FinetuneConfig) -> dict[str, Any]:
-    """What the runs started from."""
+    """The pretraining that the runs started from."""
     assert config.pretrained is not None
     card = read_card(config.pretrained)
     return {"epochs": card["config"]["run"]["epochs"], "commits": card.get("commits", [UNKNOWN])}

@@ -1,4 +1,4 @@
-"""What the check of the synthetic action data set reads: crops and joints of sampled frames, around the persons or beside them.
+"""Input of the check of the synthetic action data set: crops and joints of sampled frames, around the persons or beside them.
 
 Letters: N clips, T sampled frames, H and W pixels, M persons, V joints.
 """
@@ -23,7 +23,7 @@ STORED = 50  # pixels: crops are stored a little larger than the network's input
 
 @dataclass(frozen=True)
 class Clips:
-    """What the classifiers read, as `read_clip` gives it: crops (N, T, H, W, 3), joints (N, T, features); labels, split."""
+    """Input of the classifiers from `read_clip`: crops (N, T, H, W, 3), joints (N, T, features); labels, split."""
 
     frame_crops: NDArray[np.uint8]
     clip_crops: NDArray[np.uint8]
@@ -47,7 +47,7 @@ def load_annotations(folder: Path) -> tuple[list[dict[str, Any]], list[str], set
 
 
 def seen_joints(joints: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(joints, 2): all that are not zero."""
+    """(joints, 2): all joints that are not zero."""
     every = joints.reshape(-1, 2)
     return every[(every != 0).all(axis=1)]
 

@@ -1,4 +1,4 @@
-"""Ways to pretrain, compared over paired seeds: what each is worth to a classifier that sees RGB alone and has few labels.
+"""Ways to pretrain, compared over paired seeds by the accuracy of a classifier that sees RGB alone and has few labels.
 
     python tools/motion/make_motion_clips.py demo/claim/clips --clips 6400
     svdata2vec shard pyskl demo/claim/shards --size 96 --chroma 444 \\
@@ -6,12 +6,12 @@
     python tools/experiments/pretraining_experiment.py claim --shards demo/claim/shards --work demo/claim/runs
 
 claim: the method against its controls and rivals (svdata2vec/README.md, "Controls"), from scratch, and skeletons alone.
-controls: the same controls and rivals by probes alone, for runs that are too short for the claim; and networks as drawn.
+controls: the same controls and rivals by probes alone, for runs that are too short for the claim; and untrained networks.
 masks: 1, 2, 4 and 8 masks per clip at equal clips, and at equal multiply-adds (`_work`); masks that choose from more frames.
 choices: EMA as counted here and as the authors count it, kept frames and all frames, bf16 and float32.
-motion: skeleton tokens that tell how joints move, and such as the paper's, of positions alone.
+motion: skeleton tokens with the motion of the joints, and those of the paper, with positions alone.
 
-A run is interrupted and started again at will. CPU seconds of every run stand in the record.
+The experiment can be interrupted and started again. The record has the CPU seconds of every run.
 """
 
 import sys
@@ -65,7 +65,7 @@ CLAIM: dict[str, Side] = {
 
 
 def untrained(config: PretrainConfig) -> PretrainConfig:
-    """Weights as they are drawn: one epoch at a rate too small to move them, which gives BatchNorm its statistics."""
+    """Initial weights: one epoch at a rate too small to change them, which gives BatchNorm its statistics."""
     fixed = replace(random_teacher(config), optim=replace(config.optim, lr=1e-12, base_lr=0.0, min_lr=0.0, weight_decay=0.0))
     return replace(fixed, run=replace(config.run, epochs=1))
 
@@ -74,7 +74,7 @@ CONTROLS: dict[str, Side] = {**CLAIM, "untrained": untrained}
 
 
 def masks(config: PretrainConfig, repeats: int, wider: float = 1.0) -> PretrainConfig:
-    """So many masks per clip; they choose from `wider` times the frames that one keeps."""
+    """The given number of masks per clip; they choose from `wider` times the frames that one keeps."""
     kept, _ = mask_counts(config.data.num_frames, config.mask.video_ratio, config.mask.skeleton_ratio)
     encoded = 0 if wider == 1 else min(round(wider * kept), config.data.num_frames)
     return replace(config, mask=replace(config.mask, repeats=repeats, encoded_frames=encoded))
@@ -117,7 +117,7 @@ MOTION: dict[str, Side] = {
 class SmallCnnRow:
     """A small network for such clips, from scratch on RGB: the same labels, frames, steps, clips per step and grid.
 
-    Its colours change as its recipe has it, whatever those of the other rows do; steps are not rounded up to whole epochs.
+    It has its own colour augmentation, regardless of that of the other rows; steps are not rounded up to whole epochs.
     """
 
     study: LabelEfficiencyConfig
@@ -149,7 +149,7 @@ class SmallCnnRow:
 
 
 def rivals(study: LabelEfficiencyConfig) -> list[Row]:
-    """Rows of the claim that are no network of this project."""
+    """Rows of the claim that are not networks of this project."""
     return [SmallCnnRow(study)]
 
 

@@ -1,4 +1,4 @@
-"""Runs of the pretraining experiments: every side on given shards, and a study of what each is worth with labels."""
+"""Runs of the pretraining experiments: every side on given shards, and a study of their accuracies with labels."""
 
 import argparse
 import shlex
@@ -38,11 +38,11 @@ Config = PretrainConfig | FinetuneConfig
 
 @dataclass(frozen=True)
 class Experiment:
-    """Ways to pretrain, by the names of their rows, and what is asked of each.
+    """Ways to pretrain, by the names of their rows, and the study of them.
 
     Attributes:
-        sides: from the preset's settings to those of a side; the first is what the others are compared with.
-        ways, fractions, seeds: of the study after pretraining.
+        sides: each maps the preset's settings to those of a side; the others are compared with the first.
+        ways, fractions, seeds: settings of the study after pretraining.
         record: name of its file in tools/results; a chart is written beside it.
     """
 
@@ -69,7 +69,7 @@ def make_parser(description: str | None, names: list[str]) -> argparse.ArgumentP
 
 
 def read_options(command: str, preset: str, words: list[str]) -> Any:
-    """As the command line reads them, settings that preset `own` takes from the shards among them."""
+    """Settings as the command line reads them, including those that preset `own` derives from the shards."""
     return read([command, preset, *words], COMMANDS, "svdata2vec", fit=True)[1]
 
 
@@ -88,8 +88,8 @@ def pretrainings(experiment: Experiment, options: argparse.Namespace) -> dict[tu
 
 
 def require_sides(sides: Mapping[str, Config], base: Config, plain: Config, option: str, *own: str) -> None:
-    """UserError where `option` (from `plain` to `base`) sets what the script (`own`) or its reference sets over it, or makes
-    two sides the same."""
+    """UserError if `option` (from `plain` to `base`) sets something that the script (`own`) or its reference overrides, or
+    makes two sides the same."""
     reference = next(iter(sides.values()))
     if taken := sorted(_changed(plain, base) & {*_changed(base, reference), *own}):
         raise UserError(f"{option} sets {', '.join(taken)}, which the experiment sets itself; leave it out")
@@ -102,12 +102,12 @@ def require_sides(sides: Mapping[str, Config], base: Config, plain: Config, opti
 
 
 def _changed(one: Config, other: Config) -> set[str]:
-    """Dotted names of the settings in which two differ."""
+    """Dotted names of the settings in which two configurations differ."""
     return {change.split()[0] for change in changed_settings(to_values(one), to_values(other))}
 
 
 def study_of(experiment: Experiment, options: argparse.Namespace, first: PretrainConfig | None) -> LabelEfficiencyConfig:
-    """The study of all sides, whose runs may be still to come: the preset `own` fits the settings of the `first`."""
+    """The study of all sides, whose runs need not exist yet: the preset `own` fits the settings of the `first`."""
     starts = [f"{name}={options.work}/{name}-{{seed}}" for name in experiment.sides]
     words = [
         "--data.shards", options.shards, "--data.threads", "1", "--run.out", str(options.work / "study"), "--from", *starts,
@@ -125,7 +125,7 @@ def study_of(experiment: Experiment, options: argparse.Namespace, first: Pretrai
 def run_experiment(
     experiment: Experiment, options: argparse.Namespace, more_rows: Callable[[LabelEfficiencyConfig], list[Row]] = lambda _: []
 ) -> dict[str, Any]:
-    """Pretrain all sides, study them beside further rows, write the record; what is finished is not done again."""
+    """Pretrain all sides, study them together with further rows, and write the record; finished runs are reused."""
     if unknown := sorted({*(options.sides or ())} - {*experiment.sides}):
         raise UserError(f"--sides {' '.join(unknown)}: expected some of {', '.join(experiment.sides)}")
     if options.sides is not None:
@@ -152,7 +152,7 @@ def run_experiment(
 
 
 def require_study(study: LabelEfficiencyConfig, runs: dict[tuple[str, int], PretrainConfig]) -> None:
-    """UserError, before anything is trained, unless the study can start from the runs of pretraining."""
+    """UserError, before anything is trained, if the study cannot start from the pretraining runs."""
     to_come = {config.run.out: config for config in runs.values()}
     seeds = {seed for _, seed in runs}
     wanted = {*range(study.run.seed, study.run.seed + study.seeds)}
@@ -165,7 +165,7 @@ def require_study(study: LabelEfficiencyConfig, runs: dict[tuple[str, int], Pret
 
 
 def equal_work(config: PretrainConfig, reference: PretrainConfig) -> PretrainConfig:
-    """As many whole epochs as the reference's multiply-adds pay for, one at least."""
+    """Number of whole epochs that the reference's multiply-adds allow, at least one."""
     joints = len(open_data(config.data).manifest.layout.joints)
     epochs = reference.run.epochs * step_flops(step_layers(reference, joints)) / step_flops(step_layers(config, joints))
     return replace(config, run=replace(config.run, epochs=max(round(epochs), 1)))

@@ -8,10 +8,10 @@
     steps, clips_seen, cpu_seconds (training, all threads), cpu_seconds_test
 A function of its arguments, on one machine with one number of threads.
 
-What it sees is what fine-tuning sees, from the same loader, by the same options of `data` and `run`: clips of one or several
-sets, frames, crops, shifted, scaled and mirrored; in place of `data.augment` its colours are exchanged and dimmed. It sees each
-frame and its change since the one before, which suits clips that differ in motion. Training: on a CPU, AdamW, one cycle of the
-learning rate, label smoothing.
+Its input is that of fine-tuning, from the same loader, by the same options of `data` and `run`: clips of one or several sets,
+frames, crops, shifted, scaled and mirrored; instead of `data.augment`, colours are exchanged and dimmed. It sees each frame and
+its change since the one before, which suits clips that differ in motion. Training: on a CPU, AdamW, one cycle of the learning
+rate, label smoothing.
 
 Letters: N clips, T frames, C channels, H and W pixels, F features.
 """
@@ -101,7 +101,7 @@ def show(video_BTHWC: Tensor, *, train: bool) -> Tensor:
 
 
 class Classifier(nn.Module):
-    """A ClipNet as evaluations call their networks."""
+    """A ClipNet with the interface that evaluations call."""
 
     def __init__(self, net: ClipNet) -> None:
         super().__init__()
@@ -126,14 +126,15 @@ def on_threads(count: int) -> Iterator[None]:
 def run(
     config: FinetuneConfig, *, lr: float = LR, steps: int = STEPS, weight_decay: float = WEIGHT_DECAY, validate: bool = False,
 ) -> dict[str, Any]:
-    """Train on a share of the labels, test once; the header says what comes back.
+    """Train on a share of the labels, test once; the module's docstring lists the result.
 
     Args:
-        config: data, share of the labels, seed and batch; augmentation, network, optimizer and device are its own.
+        config: data, share of the labels, seed and batch; its augmentation, network, optimizer and device are not used.
         lr: highest rate of the cycle.
         validate: test on the clips that fine-tuning would validate on.
 
-    Raises UserError for shards or splits that are not there.
+    Raises:
+        UserError: the shards or splits do not exist.
     """
     data = replace(config.data, augment=AugmentConfig(), val_split=config.data.val_split if validate else None)
     threads = data.threads or 1
@@ -197,7 +198,7 @@ def main() -> int:
 
 
 def measured(given: dict[str, Any], out: Path | None, reuse: bool) -> str:
-    """One run by options of the command line, and its record; returns a line on it. `reuse`: not if it is recorded already."""
+    """One run by options of the command line, and its record; returns a line about it. `reuse`: skip it if recorded already."""
     data = {name: given[name] for name in ("shards", "train_split", "test_split", "layout", "threads")}
     own = {name: given[name] for name in ("seed", "batch_size")}
     config = replace(

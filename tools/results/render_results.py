@@ -135,7 +135,7 @@ def section(name: str) -> str:
 
 
 def render(page: str, text: str) -> str:
-    """A page with every marked section made anew; an unknown section name is an error."""
+    """A page with every marked section rendered again; an unknown section name is an error."""
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(2)

@@ -13,7 +13,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share as a cell; empty where there is none."""
+    """A share as a cell; empty if there is none."""
     return "" if share is None else f"{100 * share:.1f} %"
 
 

@@ -28,7 +28,7 @@ def demo(cpu: Record, gpu: Record | None) -> str:
 
 
 def motion_check(*records: Record | None) -> str:
-    """What one frame, the background and the whole clip tell about the class, in the usual scenes and in busier ones."""
+    """Accuracy by one frame, the background and the whole clip, in the usual scenes and in busier ones."""
     sets = [record for record in records if record is not None]
     rows = [
         [trials[0]["name"], *(percent(trial["accuracy"]) for trial in trials)]
@@ -43,7 +43,7 @@ def motion_check(*records: Record | None) -> str:
 
 
 def codec_agreement(record: Record) -> str:
-    """What one network sees in the same clips, packed otherwise."""
+    """Agreement of one network's predictions on the same clips, packed differently."""
     rows = []
     for name, found in record["others"].items():
         low, high = found["same_class_interval"]

@@ -6,7 +6,7 @@ from svdata2vec.bench.record import rate_text
 
 
 def scaling(record: Record) -> str:
-    """Expected efficiency on many GPUs: a model on paper."""
+    """Expected efficiency on many GPUs, computed by a model."""
     given = record["assumptions"]
     rows = [
         [str(run["gpus"]), f"{run['sent_bytes'] / 1e6:.0f}", f"{1e3 * run['communication_seconds']:.1f}",

@@ -59,7 +59,7 @@ def _stages(runs: dict[str, Record | None]) -> str:
 
 
 def profiles(*runs: Record) -> str:
-    """What the GPU does while training, with decoding beside it."""
+    """Profile of the GPU during training with decoding."""
     rows = [[
         f"{run['setting']['codec']}, batch {run['setting']['batch_size']}", *(f"{run[name]:.1f}" for name in (
             "wall_ms", "training_stream_ms", "other_streams_ms", "both_at_once_ms")),
@@ -77,7 +77,7 @@ def _switches(setting: Record) -> str:
 
 
 def gpu_check(record: Record, kernels: Record | None) -> str:
-    """What `tools/gpu_check.sh` found on a GPU, part by part, and again where kernels have changed since."""
+    """Results of `tools/gpu_check.sh` on a GPU, part by part, and again for parts whose kernels have changed since."""
     return "\nAfter kernels had changed, some parts again:\n\n".join(_parts(run) for run in (record, kernels) if run)
 
 
@@ -128,7 +128,7 @@ def loader(record: Record, ways: Collection[str] | None = None) -> str:
     rows = [
         [name, f"{row['clips_per_s']:.1f}", f"{row['cpu_ms_per_clip']:.1f}",
          "" if ": " in name else f"{base['cpu_ms_per_clip'] / row['cpu_ms_per_clip']:.1f}x{_of_rounds(base, row)}"]
-        for name, row in methods.items()  # a colon: steps on the way to a clip, which are no clip to compare
+        for name, row in methods.items()  # with a colon: intermediate steps, not whole clips to compare
         if ways is None or name in ways
     ]
     seen = record.get("frames_seen_in_pretraining")
@@ -241,7 +241,7 @@ HOST_GOALS = {"jpeg": ("on one thread", "host_ms_per_clip", 0.35),
 
 
 def host(jpeg: Record, blocks: Record | None) -> str:
-    """What a clip costs the host beside a GPU, with nothing decoded."""
+    """Host time per clip next to a GPU, without decoding."""
     records = {"jpeg": jpeg, "blocks": blocks}
     rows = [
         [f"`{codec}`", str(row["batch_size"]), str(row["readers"] or "a thread"), f"{row['ms_per_clip']:.2f}",
@@ -272,7 +272,7 @@ def memory(record: Record) -> str:
 
 
 def index(million: Record, ten_million: Record | None) -> str:
-    """What a very long index costs a process."""
+    """Time and memory that a very long index costs a process."""
     records = [record for record in (million, ten_million) if record]
     lines = {
         "start of one rank of four, CPU seconds": lambda record: f"{record['start_seconds']:.2f}",
@@ -287,7 +287,7 @@ def index(million: Record, ten_million: Record | None) -> str:
 
 
 def openmp(record: Record) -> str:
-    """Training with the demo's network beside programs that never rest."""
+    """Training with the demo's network beside programs that are always busy."""
     rates = record["clips_per_second"]
     rows = [[name, f"{row['alone']:.1f}", f"{row['beside']:.1f}", percent(row["share"]),
              f"{row['quota']:.1f}" if "quota" in row else ""] for name, row in rates.items()]
