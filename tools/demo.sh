@@ -3,7 +3,7 @@
 # A second run reuses what is there; `rm -r demo` starts over. DEMO chooses another folder. Other sizes, each by a variable:
 #   CLIPS (six tenths are for training), PRETRAIN_EPOCHS, LABELS (share of the labels), FINETUNE_EPOCHS, CNN_STEPS
 set -euo pipefail
-demo="${DEMO:+$(realpath -m "$DEMO")}"  # a folder of where it is called
+demo="${DEMO:+$(realpath -m "$DEMO")}"  # relative to the caller's folder
 cd "$(dirname "$0")/.."
 source tools/environment.sh
 make_environment

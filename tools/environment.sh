@@ -1,11 +1,11 @@
 # Sourced by the scripts in tools/: makes .venv in the repository and installs this package with its test environment, once per
-# state of setup.cfg. PYTHON chooses the interpreter (3.11 or newer; another one than before: .venv is made anew),
-# SVDATA2VEC_CUDA=cuda12 the builds of PyTorch and DALI for CUDA 12 (default: cuda13). PyPI's PyTorch is for CUDA 13, so that for
-# CUDA 12 comes from PyTorch's own index (SVDATA2VEC_TORCH_INDEX names another). Leaves the path of the environment's interpreter
-# in $python. Once installed, no network is used. Bytecode is left to the first import, as most modules of PyTorch and its like
-# never are imported, and kept even where PYTHONDONTWRITEBYTECODE is set: without it every process takes twice as long to start.
-# pip is brought up to date first: the one that comes with Python 3.11 takes half a minute more for the same. What PYTHONPATH
-# holds would count as installed, and pip's variables would have it install elsewhere.
+# state of setup.cfg. PYTHON chooses the interpreter (3.11 or newer; if it differs from before, .venv is rebuilt),
+# SVDATA2VEC_CUDA=cuda12 chooses the builds of PyTorch and DALI for CUDA 12 (default: cuda13). PyPI's PyTorch is for CUDA 13;
+# for CUDA 12 it comes from PyTorch's own index (or from SVDATA2VEC_TORCH_INDEX). Sets $python to the path of the environment's
+# interpreter. Once installed, no network is used. Bytecode is compiled at the first import, as most modules of PyTorch and
+# similar packages are never imported, and kept even if PYTHONDONTWRITEBYTECODE is set: without it every process takes twice as
+# long to start. pip is updated first: the one of Python 3.11 takes half a minute longer. PYTHONPATH and pip's variables are
+# cleared: packages found through PYTHONPATH would count as installed, and the variables could install them elsewhere.
 
 unset PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PIP_PREFIX PIP_TARGET PIP_USER
 
@@ -38,7 +38,7 @@ install_packages() {
     if [ "${SVDATA2VEC_CUDA:-}" = cuda12 ]; then
         "${pip[@]}" --no-compile --index-url "$index" "$torch" || return
     fi
-    # No warning of setuptools, that a working directory with a folder named svdata2vec takes precedence.
+    # Silences setuptools' warning that a working directory with a folder named svdata2vec takes precedence.
     PYTHONWARNINGS=ignore "${pip[@]}" --no-compile --editable ".[$extras]"
 }
 
@@ -50,7 +50,7 @@ make_environment() {
         echo "SVDATA2VEC_CUDA=$SVDATA2VEC_CUDA: expected cuda12 or cuda13 (the default)" >&2
         return 2 ;;
     esac
-    root=$(pwd -P) # through a link, too, it is the same environment
+    root=$(pwd -P) # the same environment even if reached through a link
     extras="${SVDATA2VEC_CUDA:-cuda13},test"
     stamp=.venv/installed
     index="${SVDATA2VEC_TORCH_INDEX:-https://download.pytorch.org/whl/cu126}"

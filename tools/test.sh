@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the environment if needed, then runs the linter and all tests, on two to four processes by the cores (a third on two cores
-# was no faster), files with slow tests first. The type checker runs beside them, its single process takes a minute; its findings
-# come last. Arguments replace those of pytest: bash tools/test.sh tests/test_layout.py -k imports
-# Tests write many small files and wait for each to be on the disk: they do it in memory if 8 GiB are free there, programs may run
-# from it (in containers they often may not), and TMPDIR is unset.
+# Makes the environment if needed, then runs the linter and all tests in two to four processes, depending on the cores (a third
+# on two cores was no faster), files with slow tests first. The type checker runs in parallel, a single process that takes a
+# minute; its findings are printed last. Arguments replace those of pytest: bash tools/test.sh tests/test_layout.py -k imports
+# Tests write many small files and wait for each to reach the disk. They use memory instead if 8 GiB are free there, programs
+# may be run from it (in containers often not), and TMPDIR is unset.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/environment.sh

@@ -41,7 +41,7 @@ from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range, Seed, check_fields, check_number
 
-VERSION = 4  # raise it whenever the same options give other bytes
+VERSION = 4  # increase it whenever the same options give different bytes
 SUBJECTS = {"train": range(1, 25), "val": range(25, 29), "test": range(29, 41)}  # nobody appears in two parts
 TURNS = ("train", "test", "val", "train", "train", "test", "train", "train", "test", "train")  # of every ten clips of a class
 SETUPS = 4
@@ -55,7 +55,7 @@ Side = Annotated[int, Range(96, 8192, multiple=2)]  # H.264 halves the colour pl
 
 @dataclass(frozen=True)
 class Options:
-    """What decides the data set's content."""
+    """Options that determine the data set's content."""
 
     clips: Annotated[int, Range(3 * len(CLASSES))] = 600  # every class in every part
     seed: Seed = 0
@@ -78,7 +78,7 @@ class Options:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """One clip to make: everything else follows from it, the options and the seed."""
+    """One clip to make; with the options and the seed it determines everything else."""
 
     index: int
     part: str
@@ -148,7 +148,7 @@ def annotation(spec: ClipSpec, keypoint: NDArray[np.float16], score: NDArray[np.
 
 
 def encode(frames: Iterator[Picture], path: Path, options: Options) -> None:
-    """Write the frames as H.264; the file appears under its name only when it is whole."""
+    """Write the frames as H.264; the file gets its name only when it is complete."""
     part = path.with_suffix(".part")
     with av.open(str(part), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FPS)
@@ -167,7 +167,7 @@ Made = tuple[int, NDArray[np.float16], NDArray[np.float16], int]
 
 
 def make_clip(spec: ClipSpec, options: Options, folder: Path) -> Made:
-    """Make one clip, without drawing it if its video is there."""
+    """Make one clip, without drawing it if its video exists."""
     cv2.setNumThreads(1)
     scene = build_scene(spec, options)
     path = folder / "videos" / f"{spec.name}.mp4"
@@ -195,7 +195,7 @@ def clip_results(specs: Sequence[ClipSpec], options: Options, folder: Path, work
 
 
 def check_folder(folder: Path, options: Options) -> bool:
-    """True if the folder already holds this data set, whole; UserError if it holds something else."""
+    """True if the folder already holds this complete data set; UserError if it holds something else."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder; choose another name")
     state_path = folder / "motion.json"
@@ -206,7 +206,7 @@ def check_folder(folder: Path, options: Options) -> bool:
         return False
     try:
         state = json.loads(state_path.read_text())
-        found = {"hard": False, **state["options"], "version": state["version"]}  # older sets do not say it
+        found = {"hard": False, **state["options"], "version": state["version"]}  # older sets do not have it
         complete = bool(state["complete"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{state_path}: cannot be read as the description of a motion data set ({error!r}); "

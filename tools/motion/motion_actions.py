@@ -1,8 +1,8 @@
 """The twelve actions of the synthetic action data set: one or two performers in three dimensions.
 
-Nothing here draws. An action changes the stances of a stage, which are at rest before. The result of `perform` is a
+Nothing is drawn here. An action changes the stances of a stage, which are at rest initially. The result of `perform` is a
 `Cast`: joints in metres for one or two performers and the track of the object that one of them may carry. Actions differ
-in motion and come in groups that share their poses, so that one frame does not tell the class: raise / lower, sit down /
+in motion and come in groups that share their poses, so that one frame does not reveal the class: raise / lower, sit down /
 stand up / jump, wave / hold up, shake hands / hand over. No two actions are mirror images of each other, because the
 training recipe flips clips at random.
 

@@ -1,4 +1,4 @@
-"""What a pose detector would report for a scene of the synthetic action data set: errors, scores, missing joints.
+"""Simulated pose detector for scenes of the synthetic action data set: errors, scores, missing joints.
 
 Letters: T frames, M performers, V the 17 COCO joints.
 """
@@ -12,7 +12,7 @@ JITTER_V = np.array([0.5] * 5 + [1.0] * 2 + [1.1] * 2 + [1.2] * 2 + [1.2] * 2 + 
 
 
 def detect(scene: Scene, rng: Rng) -> tuple[Array, Array]:
-    """What a pose detector reports: keypoints (M, T, V, 2) in pixels and scores (M, T, V); exact zeros where missing.
+    """Simulated detections: keypoints (M, T, V, 2) in pixels and scores (M, T, V); exact zeros where missing.
 
     Errors are partly correlated in time and grow with the person's size. Like a top-down detector, it guesses joints
     that are hidden (larger errors, low scores) and rarely leaves one out; joints outside the picture are missing, and
@@ -40,7 +40,7 @@ def detect(scene: Scene, rng: Rng) -> tuple[Array, Array]:
 
 
 def person_order(rng: Rng, persons: int, num_frames: int) -> NDArray[np.int64]:
-    """(M, T): which performer is listed where; a tracker's order is arbitrary and sometimes flips within a clip."""
+    """(M, T): order in which performers are listed; a tracker's order is arbitrary and sometimes flips within a clip."""
     order_MT = np.repeat(rng.permutation(persons)[:, None], num_frames, axis=1)
     if persons == 2 and rng.uniform() < 0.1:
         start = int(rng.integers(num_frames))

@@ -140,7 +140,7 @@ class FigurePainter:
 
 
 class SceneryPainter:
-    """Draws what is behind the performers: two lightings of one backdrop, mixed, and moving objects."""
+    """Draws the background: two lightings of one backdrop, mixed, and moving objects."""
 
     def __init__(self, scene: Scene) -> None:
         rng = np.random.default_rng([*scene.scenery_seed, 2])

@@ -93,7 +93,7 @@ def make_look(person: Rng, clothes: Rng) -> Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is needed to draw a clip, and the true joints: `pixels_MTJ2`, `depth_MTJ`."""
+    """Everything needed to draw a clip, and the true joints: `pixels_MTJ2`, `depth_MTJ`."""
 
     width: int
     height: int
@@ -115,7 +115,7 @@ class Scene:
         return len(self.camera.sway_T2)
 
     def coco(self) -> Array:
-        """True COCO joints (M, T, V, 2) in pixels, wherever they are."""
+        """True COCO joints (M, T, V, 2) in pixels, inside the picture or not."""
         return self.pixels_MTJ2[:, :, :NUM_JOINTS]
 
     def spans(self) -> Array:
@@ -127,7 +127,7 @@ def make_scene(
     cast: Cast, looks: tuple[Look, ...], camera: Camera, width: int, height: int, seed: tuple[int, ...],
     difficulty: Difficulty, *, plain: bool,
 ) -> Scene:
-    """Project the cast and set up what stands in front of it; `plain` leaves occluders away."""
+    """Project the cast and set up the occluders in front of it; `plain` leaves them out."""
     pixels_MJT2, depth_MJT = camera.project(cast.joints_MTJ3.swapaxes(1, 2))
     pixels_MTJ2, depth_MTJ = pixels_MJT2.swapaxes(1, 2), depth_MJT.swapaxes(1, 2)
     floor_MT3 = cast.joints_MTJ3[:, :, JOINT["pelvis"]] * (1.0, 1.0, 0.0)

@@ -1,4 +1,4 @@
-"""Scenery and light of the synthetic action data set: what stands, moves and shines around the performers.
+"""Scenery and light of the synthetic action data set: static and moving objects and lighting around the performers.
 
 Nothing here knows the action. Letters: T frames.
 """
@@ -17,13 +17,13 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How much of what is seen says nothing about the action."""
+    """Amount of distraction: visible variation that is unrelated to the action."""
 
     sway: float = 0.012  # of the picture's height: how far a camera sways at most
     fastest_sway: float = 0.7  # Hz
     movers: tuple[int, int] = (1, 4)  # things that move behind the performers, fewest and most
     front_movers: tuple[int, int] = (0, 0)  # and in front of them
-    flicker: float = 0.0  # a frame's gain, of the mean: up to so much more or less
+    flicker: float = 0.0  # maximum relative change of a frame's gain from the mean
     noise: tuple[int, int] = (2, 6)  # levels of the sensor's noise
     own_clothes: bool = False  # clothes of each clip; else of a person in a setup
 
@@ -178,6 +178,6 @@ def make_light(rng: Rng, num_frames: int, flicker: float) -> Light:
     if rng.uniform() < 0.25:  # a lamp goes on or off
         gain_T *= np.where(time_T < rng.uniform(0.2, 0.8) * time_T[-1], 1.0, rng.uniform(0.78, 1.2))
     mix_T = 0.5 + 0.5 * oscillation(rng, num_frames, 0.1, 0.6)
-    if flicker:  # else nothing is drawn at random, and what follows stays as it is
+    if flicker:  # else no random number is drawn, so that those that follow stay the same
         gain_T *= rng.uniform(1.0 - flicker, 1.0 + flicker, num_frames)
     return Light(gain_T, rng.uniform(-12, 12) + rng.uniform(-1.0, 1.0, num_frames), mix_T)

@@ -1,4 +1,4 @@
-"""What the actions of the synthetic action data set are made of: timing, the stance at rest, and moves that several share.
+"""Building blocks of the synthetic action data set's actions: timing, the stance at rest, and moves that several share.
 
 Axes and joints as in `motion_bodies`. Letters: T frames.
 """
@@ -11,7 +11,7 @@ from motion_bodies import FPS, Array, Body, Rng, Stance, oscillation
 
 @dataclass
 class Stage:
-    """What an action may use: its random numbers, the frame count, the bodies, and one stance for each performer."""
+    """Everything an action works with: its random numbers, the frame count, the bodies, and one stance per performer."""
 
     rng: Rng
     num_frames: int
@@ -42,9 +42,9 @@ def active_window(stage: Stage, low: float, high: float) -> tuple[float, float]:
 
 
 def cycles(stage: Stage, period: float, most: int, low: float, high: float) -> Array:
-    """(T,) how far a move of `period` frames is, 0 to 1, in each of at most `most` turns; 0 outside of them.
+    """(T,) progress of a repeated move, 0 to 1 in each of at most `most` turns of `period` frames; 0 outside of them.
 
-    They begin `low` to `high` of the time that they leave after the clip's start.
+    The first turn starts after a share of `low` to `high` of the frames that the turns leave free.
     """
     repeats = int(np.clip(0.9 * stage.num_frames / period, 1, most))
     start = stage.rng.uniform(low, high) * max(stage.num_frames - repeats * period, 1.0)
@@ -64,7 +64,7 @@ def clip_time(stage: Stage) -> Array:
 
 HANG, BELLY, HIP, CHEST = (0.06, 0.16, -0.97), (0.5, -0.2, -0.5), (0.02, 0.06, -0.72), (0.5, -0.12, -0.12)
 HEAD, OVERHEAD, FRONT = (0.18, 0.46, 0.62), (0.15, 0.3, 0.85), (0.72, -0.05, -0.3)
-# Where a wrist rests. The raised ones are what other actions pass through: a raised hand at rest tells nothing.
+# Where a wrist rests. The raised positions also occur in other actions, so a raised hand at rest does not reveal the class.
 REST_WRISTS = (HANG, BELLY, HIP, CHEST, HEAD, OVERHEAD, FRONT)
 REST_SHARES = (0.44, 0.13, 0.13, 0.08, 0.09, 0.05, 0.08)
 ALIKE_RATE = 0.5  # share of performers whose wrists rest alike
@@ -103,7 +103,7 @@ def move_wrist(stance: Stance, side: int, weight_T: Array, target_T3: Array) -> 
 
 
 def move_wrists(stance: Stance, weight_T: Array, target_T3: Array) -> None:
-    """Both of them, each on its own side."""
+    """Blend both wrists, each on its own side."""
     for side in range(2):
         move_wrist(stance, side, weight_T, target_T3)
 

@@ -3,8 +3,8 @@
 
     bash tools/pose/check_mediapipe.sh [FOLDER]
 
-makes the environment, runs this file in it and packs what it has made. The photograph is NASA's of the astronaut Eileen
-Collins, which scikit-image contains; where her face and shoulder are was measured on the picture by eye.
+makes the environment, runs this file in it and packs the result. The photograph is NASA's of the astronaut Eileen Collins,
+which scikit-image contains; the positions of her face and shoulder were measured in the picture by eye.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from svdata2vec.shards.layouts import COCO17
 
 FRAMES, SIDE, STEP = 12, 384, 4  # the window of the photograph that is shown, and by how many pixels it moves per frame
 LEFT, TOP = 20, 10  # of the first window
-# Joint of COCO-17 -> x, y in the photograph of 512x512 and how near is near, pixels: nose, eyes (41 px apart), left shoulder
+# Joint of COCO-17 -> x, y in the photograph of 512x512 and tolerance in pixels: nose, eyes (41 px apart), left shoulder
 # (under a wide suit).
 BY_EYE = {0: (224, 123, 16), 1: (245, 103, 16), 2: (204, 101, 16), 5: (325, 258, 40)}
 
 
 def main(folder: Path) -> int:
-    """0 if the joints are where they must be, in every frame."""
+    """0 if the joints are in the right place in every frame."""
     video = folder / "videos" / "portrait" / "astronaut.mp4"
     video.parent.mkdir(parents=True, exist_ok=True)
     write(video)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Real joints on a real person, from a photograph to shards that verify: see check_mediapipe.py. Not part of the tests, because
-# it installs a large package. Takes a folder to work in (default: a temporary one); status 0 if all is as it must be.
+# it installs a large package. Takes a folder to work in (default: a temporary one); status 0 if everything is right.
 set -euo pipefail
-work=$(realpath -m "${1:-$(mktemp -d)}")  # a folder of where it is called
+work=$(realpath -m "${1:-$(mktemp -d)}")  # relative to the caller's folder
 cd "$(dirname "$0")/../.."
 bash tools/pose/pose_env.sh mediapipe
 .venv-mediapipe/bin/python -c 'import skimage' 2> /dev/null ||

@@ -7,10 +7,10 @@
 
 VIDEOS is a folder (class/video.mp4 or split/class/video.mp4 gives the labels), some files, or a CSV path,label,split.
 RTMO finds boxes and joints (COCO-17) of all persons in one pass; `--model hrnet-w32 --boxes FOLDER` finds the joints in
-boxes that are given. Their weights are fetched from OpenMMLab. `--model mediapipe` needs no other network than PyPI (`bash
+given boxes. Their weights are downloaded from OpenMMLab. `--model mediapipe` only needs access to PyPI (`bash
 tools/pose/pose_env.sh mediapipe`, then .venv-mediapipe/bin/python instead) and finds one person. After an interruption run the
-same command again: finished videos are in the work folder. Every decoded frame has its place in the arrays, whether somebody
-is seen in it or not.
+same command again: finished videos are in the work folder. Every decoded frame is in the arrays, whether or not a person is
+seen in it.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def _check(given: argparse.Namespace) -> None:
 
 
 def extract(given: argparse.Namespace) -> int:
-    """Do what the command line says; returns the exit status. UserError for wrong input."""
+    """Run the command line; returns the exit status. UserError for wrong input."""
     videos = find_videos(given.videos)
     check_output(given.out, videos.classes)
     boxes = GivenBoxes(given.boxes) if given.boxes else None
@@ -109,7 +109,7 @@ def extract(given: argparse.Namespace) -> int:
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
-    """What a finished video's detections depend on."""
+    """Settings that a finished video's detections depend on."""
     weights = "random" if given.random_weights else given.checkpoint or MEDIAPIPE * (given.model == MEDIAPIPE) or "openmmlab"
     if given.checkpoint and Path(given.checkpoint).is_file():
         with Path(given.checkpoint).open("rb") as file:
@@ -140,7 +140,7 @@ def load_model(given: argparse.Namespace) -> Any:
 
 
 def extract_videos(videos: Sequence[Video], model: Any, work: WorkFolder, boxes: GivenBoxes | None) -> dict[str, str]:
-    """Detect in every video and store the result; returns video -> reason of those that cannot be used."""
+    """Detect in every video and store the result; returns video -> reason for videos that cannot be used."""
     skipped: dict[str, str] = {}
     progress = Progress(len(videos))
     for video in videos:
@@ -148,7 +148,7 @@ def extract_videos(videos: Sequence[Video], model: Any, work: WorkFolder, boxes:
             poses = detect(video, model, boxes, progress.frames)
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - one video never ends the work of all
+        except Exception as error:  # noqa: BLE001 - one bad video must not stop the others
             skipped[video.path] = reason_of(error, video.path)
         else:
             work.save(video, poses)
@@ -200,12 +200,12 @@ class Progress:
         self._every_seconds = 1.0 if self._terminal else 30.0
 
     def frames(self, count: int) -> None:
-        """Some frames are done."""
+        """Count finished frames."""
         self.num_frames += count
         self._show()
 
     def video(self, skipped: int) -> None:
-        """A video is done."""
+        """Count a finished video."""
         self.num_done += 1
         self.skipped = skipped
         self._show()
@@ -218,7 +218,7 @@ class Progress:
             print()
 
     def line(self, seconds: float) -> str:
-        """The state after so many seconds."""
+        """The state after the given number of seconds."""
         rate = self.num_frames / max(seconds, 1e-9)
         left = seconds / self.num_done * (self.num_videos - self.num_done) if self.num_done else None
         expected = "unknown" if left is None else f"{int(left // 3600)}:{int(left // 60 % 60):02d}:{int(left % 60):02d}"
@@ -234,7 +234,7 @@ class Progress:
 
 
 def finish(given: argparse.Namespace, videos: VideoList, work: WorkFolder, skipped: dict[str, str]) -> int:
-    """Track the persons of all finished videos, write the pickle and say what is in it."""
+    """Track the persons of all finished videos, write the pickle and print a summary."""
     options = TrackingOptions(min_score=given.min_score, persons=given.persons, max_gap=given.max_gap)
     annotations, empty = [], []
     for video in videos.videos:

@@ -1,4 +1,4 @@
-"""Checkpoints of OpenMMLab: fetched once, and read without running code that they might hold. Runs in .venv-pose."""
+"""Checkpoints of OpenMMLab: downloaded once, and read without running code that they might contain. Runs in .venv-pose."""
 
 import contextlib
 import importlib
@@ -18,8 +18,8 @@ from svdata2vec.shards.errors import UserError
 def read_checkpoint(source: str, *, trust: bool = False) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint file or URL of OpenMMLab's form.
 
-    Such files are pickles. They are read with torch's safe unpickler, which is told of the log buffer that mmengine saves
-    beside the weights. A file that holds anything else could run code: without `trust` that is a UserError.
+    Such files are pickles. They are read with torch's safe unpickler, which is set to allow the log buffer that mmengine saves
+    beside the weights. A file with anything else could run code: without `trust` that is a UserError.
     """
     path = fetch(source) if "://" in source else Path(source)
     if not path.is_file():
@@ -50,7 +50,7 @@ def _load(source: str, path: Path, *, weights_only: bool) -> Any:
 
 @contextlib.contextmanager
 def _known_globals() -> Iterator[None]:
-    """What mmengine's checkpoints hold beside weights: HistoryBuffer, made of NumPy arrays."""
+    """The classes that mmengine's checkpoints contain beside weights: HistoryBuffer, made of NumPy arrays."""
     from mmengine.logging.history_buffer import HistoryBuffer
 
     kinds: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_statistic, "builtins.getattr"), (_statistic, "getattr")]
@@ -63,7 +63,7 @@ def _known_globals() -> Iterator[None]:
 
 
 def _statistic(owner: Any, name: str) -> Any:
-    """In place of `getattr`, by which a HistoryBuffer's pickle names its four methods; unrestricted it leads anywhere."""
+    """Replaces `getattr`, by which a HistoryBuffer's pickle names its four methods; unrestricted it could reach anything."""
     from mmengine.logging.history_buffer import HistoryBuffer
 
     if (owner is not HistoryBuffer and type(owner) is not HistoryBuffer) or name not in ("min", "max", "mean", "current"):

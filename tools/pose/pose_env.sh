@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the environment of tools/pose/extract_poses.py: .venv-pose with mmpose, or, called with the word mediapipe,
-# .venv-mediapipe. Apart from .venv because of these packages' version pins, and a layer over it: torch and PyAV come from
-# there (for mmpose NumPy and OpenCV too), and nothing in there changes. Once installed, no network is used. Nothing is
-# compiled: mmcv-lite instead of mmcv, and no xtcocotools, which pose_models.py replaces.
+# .venv-mediapipe. It is separate from .venv because of these packages' version pins, and layered over it: torch and PyAV come
+# from .venv (for mmpose NumPy and OpenCV too), which is not changed. Once installed, no network is used. Nothing is compiled:
+# mmcv-lite instead of mmcv, and no xtcocotools, which pose_models.py replaces.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 source tools/environment.sh

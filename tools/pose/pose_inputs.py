@@ -1,4 +1,4 @@
-"""Which videos to extract poses from, with their labels and splits; and boxes that are given for them. Pure NumPy."""
+"""The videos to extract poses from, with their labels and splits, and given boxes for them. Pure NumPy."""
 
 import csv
 import math
@@ -30,7 +30,7 @@ class Video:
 
 @dataclass(frozen=True)
 class VideoList:
-    """All videos in a fixed order; the names of the classes in the order of the labels; path -> reason of what was left out."""
+    """All videos in a fixed order; class names in the order of the labels; path -> reason for what was left out."""
 
     videos: list[Video]
     classes: tuple[str, ...]
@@ -40,7 +40,7 @@ class VideoList:
 def find_videos(sources: Sequence[str]) -> VideoList:
     """Videos of a folder (class/video.mp4, split/class/video.mp4, or videos alone), of a CSV (path,label,split), or files.
 
-    Without labels, all are of one class `unlabelled`. What cannot be used is in `left_out`. UserError if there is none.
+    Without labels, all are of one class `unlabelled`. Unusable videos are in `left_out`. UserError if there is no video.
     """
     if len(sources) == 1 and Path(sources[0]).suffix.lower() == ".csv":
         found = _from_dataset(read_video_csv(sources[0]))
@@ -54,7 +54,7 @@ def find_videos(sources: Sequence[str]) -> VideoList:
 
 
 def _named(found: VideoList) -> VideoList:
-    """Names by which the packer finds the videos: their own, or where one occurs twice with the folders in front (walk/001).
+    """Names by which the packer finds the videos: their own, or, for repeated names, with the folders in front (walk/001).
 
     UserError if two have the same folders, too.
     """
@@ -141,7 +141,7 @@ class GivenBoxes:
             for line, row in enumerate(csv.DictReader(file), start=2):
                 try:
                     x1, y1, x2, y2 = (float(row[key]) for key in ("x1", "y1", "x2", "y2"))
-                    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):  # nor for what is not a number
+                    if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):  # nor for NaN
                         raise ValueError
                     boxes.setdefault(int(row["frame"]), []).append([x1, y1, x2, y2])
                 except (KeyError, TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Runs MediaPipe's full pose model, whose weights its package on PyPI contains: offline from the start, one person per
-frame. Runs in .venv-mediapipe (bash tools/pose/pose_env.sh mediapipe); nothing else imports mediapipe.
+"""Runs MediaPipe's full pose model, whose weights are part of its package on PyPI: no downloads, one person per frame.
+Runs in .venv-mediapipe (bash tools/pose/pose_env.sh mediapipe); nothing else imports mediapipe.
 
-Every frame is looked at by itself, so that a frame's joints do not depend on those before it. V joints.
+Every frame is processed independently, so that a frame's joints do not depend on those before it. V joints.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import COCO17, MEDIAPIPE33, to_coco17
 from svdata2vec.shards.tracking import Detections
 
-FULL_MODEL = 1  # model_complexity; the light and the heavy one would be fetched
-SEEN = 0.3  # visibility of a joint that the box is put around
+FULL_MODEL = 1  # model_complexity; the light and the heavy one would be downloaded
+SEEN = 0.3  # minimum visibility of joints that the box is drawn around
 
 
 class MediaPipeModel:
-    """In the place of mmpose's models: `prepare` a frame, `predict` some."""
+    """Same interface as mmpose's models: `prepare` a frame, `predict` some."""
 
     def __init__(self, batch: int) -> None:
         """UserError if mediapipe is not installed."""
@@ -69,7 +69,7 @@ def detection_of(landmarks_V3: np.ndarray | None, width: int, height: int) -> De
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Without what the library writes to standard error by itself, past Python."""
+    """Suppress the library's own output to standard error, which bypasses Python."""
     kept = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as nowhere:

@@ -27,7 +27,7 @@ NOT_INSTALLED = ("mmcv.ops", "mmcv.ops.multi_scale_deform_attn", "mmdet", "mmdet
 
 
 class _RaisingModule(types.ModuleType):
-    """A module in place of a library that is not installed: what it holds are such modules, and classes that cannot be used."""
+    """A module that replaces a library that is not installed; it contains such modules, and classes that cannot be used."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -78,11 +78,11 @@ def import_torchvision() -> None:
         import torchvision  # noqa: F401
 
 
-_DECLARED: list[torch.library.Library] = []  # a declaration lasts as long as its object
+_DECLARED: list[torch.library.Library] = []  # a declaration lives as long as its object
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one. UserError if cuda is wanted and not there."""
+    """`auto` is the GPU if there is one. UserError if cuda is requested but not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -155,7 +155,7 @@ class PoseModel:
         return [_detections([next(rest) for _ in frame], self.choice.top_down) for frame in prepared]
 
     def load_weights(self, source: str, *, trust: bool = False) -> None:
-        """Load the weights of a file or URL; see `read_checkpoint`. UserError if they are of another model."""
+        """Load the weights of a file or URL; see `read_checkpoint`. UserError if they belong to another model."""
         state = read_checkpoint(source, trust=trust)
         state = {key.removeprefix("module."): value for key, value in state.items()}
         needed = self.model.state_dict()

@@ -1,6 +1,6 @@
-"""What pose extraction keeps on disk: one small file of detections per finished video, and the annotation pickle at the end.
+"""Files of pose extraction: one small file of detections per finished video, and the annotation pickle at the end.
 
-Pure NumPy. The work folder makes a run resumable: a file is there whole or not at all, and says of which video it is.
+Pure NumPy. The work folder makes a run resumable: a file is complete or does not exist, and it identifies its video.
 Tracking happens when the pickle is written, so its options can be changed without another pass over the videos.
 M persons, T frames, N detections (of all frames in a row), V joints.
 """
@@ -38,7 +38,7 @@ class WorkFolder:
     """The folder with the detections of finished videos."""
 
     def __init__(self, folder: Path, settings: dict[str, Any], boxes: GivenBoxes | None = None) -> None:
-        """Open it, to be made with the first result. UserError if it was made with other settings (another model, say)."""
+        """Open it; it is created with the first result. UserError if it was made with other settings (e.g. another model)."""
         self.folder, self._settings, self._file, self._boxes = folder, settings, folder / "settings.json", boxes
         self._check()
 
@@ -56,7 +56,7 @@ class WorkFolder:
         return self.folder / work_name(video.name)
 
     def is_finished(self, video: Video) -> bool:
-        """Whether this very video (by size and time of change), with these boxes, has been done."""
+        """Whether exactly this video (by size and time of change), with these boxes, is finished."""
         try:
             with np.load(self.path(video)) as content:
                 return content["source"].tolist() == self._source(video)
@@ -64,7 +64,7 @@ class WorkFolder:
             return False
 
     def _source(self, video: Video) -> list[int]:
-        """What tells a video, and its given boxes, from changed ones."""
+        """Data by which changes of a video and its given boxes are noticed."""
         boxes = [] if self._boxes is None else _fingerprint(str(self._boxes.file(video.name)))
         return _fingerprint(video.path) + boxes
 
@@ -139,7 +139,7 @@ def write_pickle(path: Path, videos: VideoList, annotations: Sequence[dict[str, 
 
 
 def check_output(path: Path, classes: Sequence[str]) -> None:
-    """UserError before the work begins, if the pickle or classes.txt could not be written as they must."""
+    """UserError, before the work starts, if the pickle or classes.txt could not be written correctly."""
     if path.suffix != ".pkl":
         raise UserError(f"--out {path}: expected a file name that ends in .pkl")
     names = path.with_name(CLASSES)

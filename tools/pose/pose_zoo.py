@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-MEDIAPIPE = "mediapipe"  # the one model that is not of mmpose: pose_mediapipe.py
+MEDIAPIPE = "mediapipe"  # the only model that is not from mmpose: pose_mediapipe.py
 OPENMMLAB = "https://download.openmmlab.com/mmpose/v1/"
 
 
 @dataclass(frozen=True)
 class ModelChoice:
     """`config`: below mmpose's body_2d_keypoint configurations; `weights`: below OPENMMLAB; `size`: input side in pixels
-    that can be changed, None where the model fixes it."""
+    that can be changed, None if the model fixes it."""
 
     config: str
     weights: str
