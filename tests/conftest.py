@@ -1,4 +1,4 @@
-"""Shared test set-up: one thread per process, reproducible random numbers, what is skipped on which machine."""
+"""Shared test set-up: one thread per process, reproducible random numbers, and skips that depend on the machine."""
 
 import os
 import random

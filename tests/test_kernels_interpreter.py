@@ -1,4 +1,4 @@
-"""Runs the tests of the Triton kernels by Triton's interpreter, in a process of its own.
+"""Runs the tests of the Triton kernels in Triton's interpreter, in a separate process.
 
 Triton decides at import whether kernels are interpreted or compiled, and `test_kernels_compile.py` needs them compiled.
 """

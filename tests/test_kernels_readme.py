@@ -1,4 +1,4 @@
-"""The op that `kernels/README.md` shows as an example works as it stands there."""
+"""The example op in `kernels/README.md` works exactly as printed."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""The shape of the tree: fixed folders, symlinks, who may import whom, and what documents point to."""
+"""The layout of the repository: fixed folders, symlinks, allowed imports, and links in documents."""
 
 import ast
 import configparser

@@ -1,4 +1,4 @@
-"""Wheel and sdist are complete, hold nothing else, and what they install works far from the checkout.
+"""Wheel and sdist are complete, contain nothing else, and work when installed away from the checkout.
 
 Built and installed with this environment's setuptools and libraries: no network, no compiler.
 """

@@ -1,4 +1,4 @@
-"""Clips in blocks that are decoded where they are sampled: the road of a GPU, walked on the CPU."""
+"""Clips in blocks that are decoded while they are sampled: the GPU's code path, run on the CPU."""
 
 import re
 from collections.abc import Callable

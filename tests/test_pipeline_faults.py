@@ -1,4 +1,4 @@
-"""Planted damage in tars: skipped, replaced in the same way every time, counted, logged; too much ends the run."""
+"""Planted damage in tars: skipped, replaced reproducibly, counted, logged; too much of it ends the run."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Who waits for whom where frames are handed over: lanes in turn, and streams played by stand-ins that write it down."""
+"""Waits during the hand-over of frames: lanes in turn, and streams replaced by stand-ins that record every wait."""
 
 import contextlib
 import threading

@@ -1,7 +1,7 @@
-"""The hand-over held against a model of streams and of PyTorch's allocator: no buffer is read early or reused too soon.
+"""The hand-over checked against a model of streams and of PyTorch's allocator: no buffer is read early or reused too soon.
 
-A GPU in the model runs nothing until somebody waits for it, the worst case: an operation is ordered behind another only if it
-is later on the same stream, or if a thread of the host has waited for the other one before it was started.
+The model's GPU runs an operation only when something waits for it, which is the worst case: an operation is ordered after
+another only if it is later on the same stream, or if a host thread has waited for the other one before starting it.
 """
 
 import contextlib

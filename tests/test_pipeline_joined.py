@@ -1,4 +1,4 @@
-"""Several shard sets read as one: order and weights, names, draws, joint layouts, classes, and what is refused."""
+"""Several shard sets read as one: order and weights, names, draws, joint layouts, classes, and refused combinations."""
 
 import pickle
 import shutil

@@ -1,4 +1,4 @@
-"""Faults of the machine, planted in DALI's own words, are not taken for damaged clips; a damaged clip is not taken for one."""
+"""Faults of the machine, planted with DALI's own messages, are not mistaken for damaged clips, nor damaged clips for them."""
 
 import errno
 import itertools

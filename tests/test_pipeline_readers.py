@@ -1,4 +1,4 @@
-"""Reader processes give the batches of a thread, whatever is damaged, stopped or killed on the way."""
+"""Reader processes give the same batches as a thread, no matter what is damaged, stopped or killed on the way."""
 
 import errno
 import itertools

@@ -1,4 +1,4 @@
-"""Pretraining decodes no frame that its masks leave unseen, and nothing that a network reads changes by that."""
+"""Pretraining does not decode frames that its masks hide, which changes nothing that a network reads."""
 
 from dataclasses import replace
 from pathlib import Path

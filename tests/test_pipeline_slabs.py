@@ -1,4 +1,4 @@
-"""Slabs: clips in blocks are laid where they are uploaded from, and nothing is laid over what an upload still reads."""
+"""Slabs: clips in blocks are written directly to upload memory, and never over data that an upload still reads."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""The packing benchmark measures what it says: fidelity of the model's crop, shares that add up."""
+"""The packing benchmark measures what it claims: fidelity of the model's crop, shares that add up."""
 
 import json
 from pathlib import Path

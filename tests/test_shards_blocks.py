@@ -1,4 +1,4 @@
-"""Pictures in blocks: the format against a decoder in plain Python, its windows, its encoder, what it refuses."""
+"""Pictures in blocks: the format against a decoder in plain Python, its windows, its encoder, refused input."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""Worker processes that die, or that cannot begin; a cluster that is gone."""
+"""Worker processes that die or cannot start; a cluster that has disappeared."""
 
 import concurrent.futures as cf
 import json

@@ -1,4 +1,4 @@
-"""What lies in people's folders: links, endings, hidden files, two videos of one name, encodings. Every reader alike."""
+"""Users' folders as input of every reader: links, file extensions, hidden files, two videos of one name, encodings."""
 
 import json
 import os

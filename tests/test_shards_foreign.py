@@ -1,4 +1,4 @@
-"""Our tars in programs that know nothing of us: tar, wids, Hugging Face datasets (webdataset: `test_shards_stream.py`)."""
+"""Our tars in other programs: tar, wids, Hugging Face datasets (webdataset: `test_shards_stream.py`)."""
 
 import json
 import os

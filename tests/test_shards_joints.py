@@ -1,4 +1,4 @@
-"""Joints of an annotation in the pixels of the video: scaled, cleaned, or refused because they are of another picture."""
+"""Joints of an annotation in the pixels of the video: scaled, cleaned, or refused because they belong to another picture."""
 
 from dataclasses import replace
 

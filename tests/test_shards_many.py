@@ -1,4 +1,4 @@
-"""Large data sets: whatever is done for each clip or tar does not look through all of them again."""
+"""Large data sets: work per clip or tar does not scan all clips or tars again."""
 
 import json
 import os

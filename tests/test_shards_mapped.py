@@ -1,4 +1,4 @@
-"""Mapped tars: what is gone is noted, in whatever thread it is touched, and ends no process."""
+"""Mapped tars: access to data that is gone is noted, in any thread, and never kills the process."""
 
 import itertools
 import os

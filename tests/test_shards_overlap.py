@@ -1,4 +1,4 @@
-"""Clips in training and test alike are named by packing and by `verify`: by name, and by the bytes of the video."""
+"""Packing and `verify` report clips that are in both training and test, by name and by the bytes of the video."""
 
 import itertools
 import logging

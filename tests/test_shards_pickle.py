@@ -1,4 +1,4 @@
-"""Annotation pickles: those that the field writes load, whatever wrote them; all else is refused before it does anything."""
+"""Annotation pickles: the usual ones load, regardless of the writing program; all else is refused before it runs anything."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""PKU-MMD in miniature, as its owner's archives lie: which frames and joints a line of a label file cuts out."""
+"""PKU-MMD in miniature, laid out like the official archives: the frames and joints that a line of a label file cuts out."""
 
 import os
 from itertools import islice

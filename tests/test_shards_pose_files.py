@@ -1,4 +1,4 @@
-"""Poses of other programs, in files as these write them: from a folder of videos and one of poses to packed clips."""
+"""Pose files in the formats of other programs: from a folder of videos and one of poses to packed clips."""
 
 import json
 from collections.abc import Callable

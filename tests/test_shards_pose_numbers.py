@@ -1,4 +1,4 @@
-"""Which frame a pose is of: the numbers in the names of images and pose files."""
+"""The frame that a pose belongs to: numbers in the names of images and pose files."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Every number that a user can set declares its range, and nothing outside it is let in."""
+"""Every number that a user can set declares its range, and nothing outside of it is accepted."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""shards/README.md: its reader reads what we pack, and its tables name every field that there is."""
+"""shards/README.md: its reader can read packed shards, and its tables list every field."""
 
 import re
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Interruptions: kill -9, a full disk, two packers, other input on resume, a cluster. The bytes are always the same."""
+"""Interruptions of packing: kill -9, a full disk, two packers, other input on resume, a cluster. The bytes never change."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""What lies in people's tables and annotations: labels, class names, encodings, odd items, splits. Every reader alike."""
+"""Users' tables and annotations as input of every reader: labels, class names, encodings, odd items, splits."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Names of splits: usual ones are taken as they are, others are said, and what a misspelt one was meant to be."""
+"""Names of splits: usual ones are accepted silently, others are reported, and misspelt ones get a suggestion."""
 
 from pathlib import Path
 

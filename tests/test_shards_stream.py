@@ -1,4 +1,4 @@
-"""Our tars as streams through webdataset: every codec's frames, joints and boxes as the index reader gives them."""
+"""Our tars as streams through webdataset: frames, joints and boxes of every codec are those of the index reader."""
 
 import contextlib
 import functools

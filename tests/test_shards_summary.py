@@ -1,4 +1,4 @@
-"""What `svdata2vec shard` says at its end, for every kind of source, and what it leaves as `summary.json`."""
+"""The final output of `svdata2vec shard`, for every kind of source, and its `summary.json`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pieces of tracks: joined as by trying all pairs again after each join, which takes too long for a long video."""
+"""Pieces of tracks: joined as if all pairs were tried again after each join, which would take too long for long videos."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""One person, one slot: pieces of tracks are joined whatever reader they come from, and ghosts stand behind people."""
+"""One person, one slot: pieces of tracks are joined for every reader, and false detections are ordered after people."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The preset `as-published`: the numbers of the authors' files, and the table of what sets it apart from the default."""
+"""The preset `as-published`: the numbers of the authors' files, and the table of its differences from the default."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The batch-size finder: its search, its extrapolation of memory, its watch over a process, and a real search on a CPU."""
+"""The batch-size finder: its search, its extrapolation of memory, its supervision of a process, and a real search on a CPU."""
 
 import dataclasses
 import json

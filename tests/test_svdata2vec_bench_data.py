@@ -1,4 +1,4 @@
-"""The loader benchmark measures what it says: CPU time of the whole process tree, steady state, relative table."""
+"""The loader benchmark measures what it claims: CPU time of the whole process tree, steady state, relative table."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""`bench host`: everything that the host does for a batch, and nothing decoded."""
+"""`bench host`: all of the host's work for a batch, without decoding."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Limits of `bench run`: bytes and ceilings as they are, and what bounds each stage."""
+"""Limits of `bench run`: correct bytes and ceilings, and the bound of each stage."""
 
 import itertools
 import types

@@ -1,4 +1,4 @@
-"""`bench run` measures what it says, in fair turns, and its verdict names the part that is slow."""
+"""`bench run` measures what it claims, in fair turns, and its verdict names the part that is slow."""
 
 import dataclasses
 import tarfile

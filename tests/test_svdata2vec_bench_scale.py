@@ -1,4 +1,4 @@
-"""Weak scaling: real processes do one training, their bytes are the network's, and what goes wrong is found and named."""
+"""Weak scaling: real processes do one training, their traffic is the network's size, and faults are found and named."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""Processes of benchmarks: what they say crosses over, and SIGTERM leaves nothing of them behind."""
+"""Processes of benchmarks: their messages reach the parent, and SIGTERM leaves none of them behind."""
 
 import importlib
 import os

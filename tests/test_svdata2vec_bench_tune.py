@@ -1,4 +1,4 @@
-"""`bench data --tune` finds a planted best beyond noise, stores it, and runs take it; options and damaged files come first."""
+"""`bench data --tune` finds a planted optimum beyond noise and stores it for runs; options take precedence; damaged files."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The verdict of `bench run` names what bounds a run, doubtful figures, and only changes that can help."""
+"""The verdict of `bench run` names the bottleneck, doubtful figures, and only changes that can help."""
 
 import dataclasses
 import itertools

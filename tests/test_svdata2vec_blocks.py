@@ -1,4 +1,4 @@
-"""The whole road on shards of codec blocks: every command that packs, checks, shows, trains, tests and measures."""
+"""The whole workflow on shards of codec blocks: every command that packs, checks, shows, trains, tests and measures."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""What surrounds a CUDA graph, with a stand-in for the graph on the CPU: what goes in, what comes out, what stays eager."""
+"""The code around a CUDA graph, with a stand-in for the graph on the CPU: its inputs and outputs, and the eager parts."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Checkpoints and published weights: damage is noticed, older good ones are taken, crafted ones end in one line."""
+"""Checkpoints and published weights: damage is noticed, older intact ones are used, crafted ones end in one line."""
 
 import collections
 import errno

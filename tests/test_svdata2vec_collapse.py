@@ -1,4 +1,4 @@
-"""Runs that learn nothing end themselves: targets or predictions that are the same for every clip, record after record."""
+"""Runs that learn nothing stop: targets or predictions that are the same for every clip, record after record."""
 
 import dataclasses
 import math

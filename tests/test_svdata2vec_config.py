@@ -1,4 +1,4 @@
-"""Settings as files: what is written is read back the same, and nothing of another type is let in."""
+"""Settings as files: they are read back as they were written, and values of a wrong type are refused."""
 
 import dataclasses
 import json

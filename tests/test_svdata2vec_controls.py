@@ -1,4 +1,4 @@
-"""Controls of pretraining: other targets and other pairs, each doing what it says, in runs that go on as ever."""
+"""Controls of pretraining: other targets and other pairs, each doing what it claims, in runs that resume as usual."""
 
 import shutil
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Cores that a process may use, how its loader shares them out, GPUs that PyTorch does not see, and the garbage collector."""
+"""Cores that a process may use, how its loader divides them, GPUs that PyTorch does not see, and the garbage collector."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""A worker that dies under torchrun's agent: all start again from the newest checkpoint; no clip is lost or seen twice."""
+"""A worker that dies under torchrun's agent: all workers restart from the newest checkpoint; no clip is lost or seen twice."""
 
 import os
 import subprocess

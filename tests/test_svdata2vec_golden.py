@@ -1,4 +1,4 @@
-"""The method as a curve: 20 losses, and a teacher, that change when any part of the method does, and do not otherwise."""
+"""Golden values of the method: 20 losses, and a teacher, that change exactly if some part of the method changes."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a training step must not do: wait for a value, or let processes drift apart; and masks that users give."""
+"""Things that a training step must not do: wait for a value, or let processes diverge; and masks that users pass."""
 
 import contextlib
 import dataclasses

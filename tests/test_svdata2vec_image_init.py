@@ -1,4 +1,4 @@
-"""`--model.init`: a video encoder that starts from an image network has its features, and says what it took."""
+"""`--model.init`: a video encoder that starts from an image network has its features, and logs which weights it used."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Processes of a study: they share the machine; stopped or killed, they save, nothing else begins, nobody stays behind."""
+"""Processes of a study share the machine; if stopped or killed, they save, nothing else starts, and none is left over."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Runs on several shard sets: exact resume, weights, a joint mapping on two processes; and what every command makes of them."""
+"""Runs on several shard sets: exact resume, weights, a joint mapping on two processes; and every command on them."""
 
 import dataclasses
 import shutil

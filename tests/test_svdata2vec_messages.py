@@ -1,4 +1,4 @@
-"""What the command says where it cannot do what it is told: one line, with options that it has."""
+"""Messages of commands that cannot do what was requested: one line, which names only existing options."""
 
 import ast
 import dataclasses

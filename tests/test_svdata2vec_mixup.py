@@ -1,4 +1,4 @@
-"""Mixup: what is blended, with what weight, and that a training run with it is reproducible."""
+"""Mixup: what is blended and with what weight; a training run with it is reproducible."""
 
 from dataclasses import replace
 from pathlib import Path

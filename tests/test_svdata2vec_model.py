@@ -1,4 +1,4 @@
-"""The networks: sizes of the paper, masked and unmasked forward, what reaches which parameter."""
+"""The networks: sizes of the paper, masked and unmasked forward pass, gradients of the parameters."""
 
 from dataclasses import replace
 from pathlib import Path

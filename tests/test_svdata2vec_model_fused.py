@@ -1,4 +1,4 @@
-"""`model.fused_blocks`: the same network with fewer passes over memory. Parameters, results and statistics stay."""
+"""`model.fused_blocks`: the same network with fewer passes over memory; parameters, results and statistics stay the same."""
 
 import copy
 import dataclasses

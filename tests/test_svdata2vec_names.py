@@ -1,4 +1,4 @@
-"""Names from files lead nowhere, secrets of URLs are never written, and what is printed is only printed."""
+"""Names from files cannot leave their folder, secrets of URLs are never written, and output cannot control a terminal."""
 
 import dataclasses
 import json

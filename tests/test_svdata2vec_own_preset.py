@@ -1,4 +1,4 @@
-"""The preset `own`: splits, frames, batch, epochs and network fit the shards, and what the words say stands above that."""
+"""The preset `own`: splits, frames, batch, epochs and network fit the shards, and options take precedence."""
 
 import dataclasses
 import json

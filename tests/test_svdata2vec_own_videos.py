@@ -1,4 +1,4 @@
-"""Own videos: without skeletons nothing is trained on zeros; few clips, one split, finished folders are spoken of plainly."""
+"""Own videos: without skeletons nothing is trained on zeros; few clips, one split and finished folders get clear messages."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Where the persons of a video are: the moving region of planted videos, and the joints of a pose file."""
+"""Positions of the persons in a video: the moving region of planted videos, and the joints of a pose file."""
 
 import unicodedata
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Recognising a video file: the same clip as the loader makes, the same scores, and what it says."""
+"""Recognising a video file: the same clip as from the loader, the same scores, and its output."""
 
 import os
 import re

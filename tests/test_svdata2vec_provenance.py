@@ -1,4 +1,4 @@
-"""What a run was begun with is what its card says; one process at a time works in its folder."""
+"""A run's card describes what the run was started with; one process at a time works in its folder."""
 
 import dataclasses
 import json

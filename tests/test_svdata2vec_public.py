@@ -1,4 +1,4 @@
-"""What the project shows to others: the public Python names, its README's snippet, and the sections that docstrings cite."""
+"""The project's public face: the public Python names, its README's snippet, and the sections that docstrings cite."""
 
 import ast
 import contextlib

@@ -1,4 +1,4 @@
-"""Published weights: finite, whole, and what their card says."""
+"""Published weights are finite, complete, and as their card says."""
 
 import math
 import shutil

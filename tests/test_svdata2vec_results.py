@@ -1,4 +1,4 @@
-"""Accuracies with their intervals: against simulations and closed forms; what `evaluate` prints; scores that are no numbers."""
+"""Accuracies with their intervals: against simulations and closed forms; the output of `evaluate`; scores that are NaN."""
 
 import json
 import math

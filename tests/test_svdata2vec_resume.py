@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on with another batch size, accumulation or number of processes."""
+"""Runs that are stopped and resumed with another batch size, accumulation or number of processes."""
 
 import dataclasses
 import json

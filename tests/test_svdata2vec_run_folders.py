@@ -1,4 +1,4 @@
-"""Run folders as strangers' files: whatever stands in them, a command works or says in one line which file is wrong."""
+"""Run folders as untrusted files: whatever they contain, a command works or says in one line which file is wrong."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Masks, schedules, parameter groups and the teacher's average: pure functions held against numbers by hand."""
+"""Masks, schedules, parameter groups and the teacher's average: pure functions checked against numbers computed by hand."""
 
 import itertools
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The cost of a training step is that of its layers, by hand and as PyTorch executes them."""
+"""The cost of a training step is that of its layers, computed by hand and as PyTorch executes them."""
 
 import dataclasses
 from typing import Any

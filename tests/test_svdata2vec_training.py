@@ -1,4 +1,4 @@
-"""Training runs: they learn, stop and go on bit for bit, survive damage, agree over processes."""
+"""Training runs: they learn, stop and resume bit for bit, survive damage, and agree between processes."""
 
 import dataclasses
 import json

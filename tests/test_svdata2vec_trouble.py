@@ -1,4 +1,4 @@
-"""Runs in trouble: numbers that are not finite, disks that are full, folders of other runs, ends at bad moments."""
+"""Runs in trouble: non-finite numbers, full disks, folders of other runs, and being ended at bad moments."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Validation: which clips, never trained on nor tested; the network that it chooses; the test split read once."""
+"""Validation: its clips are never trained or tested on; the network that it chooses; the test split is read once."""
 
 import shutil
 from collections.abc import Sequence

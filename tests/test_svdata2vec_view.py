@@ -1,4 +1,4 @@
-"""Videos without persons' boxes: one view, whole and in shape, from packing to prediction; sets with persons are left alone."""
+"""Videos without persons' boxes: the whole picture, undistorted, from packing to prediction; sets with persons keep theirs."""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
-"""Where a device or another process is waited for, in all that a training step may run: in places that are named here.
+"""All code that a training step may run waits for a device or another process only in the places listed here.
 
-The tests of the hot path run steps on a device that stands for a GPU. What a step does on "cuda" alone they do not see; this
-looks for it in the source, and at the clock with stand-ins for CUDA's events.
+The tests of the hot path run steps on a device that stands in for a GPU and miss code that only runs on "cuda". These tests
+search the source for it, and test the clock with stand-ins for CUDA's events.
 """
 
 import ast

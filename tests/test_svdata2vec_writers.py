@@ -1,6 +1,6 @@
 """Writers on a disk that fills up: one line with path and reason, and nothing half-written that looks finished.
 
-A process that may write files of a few bytes only (RLIMIT_FSIZE) meets at byte N what it meets on a full disk.
+A process whose files may only have N bytes (RLIMIT_FSIZE) gets the same kind of error there as on a full disk.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""The measurement of the loader's memory: what is flat, what grows, and that it looks at a real loader."""
+"""The measurement of the loader's memory tells flat from growing memory, and works with a real loader."""
 
 from pathlib import Path
 

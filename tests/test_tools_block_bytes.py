@@ -1,4 +1,4 @@
-"""What `gather_blocks` touches is what the paper counts: all other bytes may hold anything."""
+"""`gather_blocks` reads exactly the bytes that are counted for it: all others may have any value."""
 
 import block_bytes
 import pytest

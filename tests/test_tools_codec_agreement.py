@@ -1,4 +1,4 @@
-"""Predictions of one network on clips that are packed in two ways: what is counted, and a run from end to end."""
+"""Predictions of one network on clips that are packed in two ways: the counts, and a run from end to end."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The end of the demo: how long its rival from scratch trains, and the lines that compare them."""
+"""The end of the demo: the training length of its rival from scratch, and the lines that compare them."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The scripts that make environments: what they install and when, with an interpreter that only notes what it was asked for."""
+"""The scripts that make environments: what they install and when, with an interpreter that only records its calls."""
 
 import os
 import shutil

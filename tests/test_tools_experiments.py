@@ -1,4 +1,4 @@
-"""Experiments: what differs between their sides, their runs from end to end, and how records become tables."""
+"""Experiments: the differences between their sides, runs from end to end, and tables of the records."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A hundred damaged and crafted inputs end as the rule says, and the fuzzer notices a broken program."""
+"""A hundred damaged and crafted inputs end as the fuzzer's rule demands, and the fuzzer notices a broken program."""
 
 from pathlib import Path
 

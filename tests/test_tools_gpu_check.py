@@ -1,4 +1,4 @@
-"""`tools/gpu_check.sh`: parts that pass, fail, crash, hang or cannot run; and whether the parts see faults, on a CPU."""
+"""`tools/gpu_check.sh`: parts that pass, fail, crash, hang or cannot run; on a CPU also that the parts notice faults."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Options of the scripts in tools/: each has a help; files that are named are looked at before anything is measured."""
+"""Options of the scripts in tools/: each has a help text; files that they name are checked before anything is measured."""
 
 import ast
 import importlib

@@ -1,5 +1,5 @@
-"""MediaPipe in the place of mmpose: its landmarks as detections, its options, its environment named. Real joints on a real
-person: `bash tools/pose/check_mediapipe.sh`, which installs it."""
+"""MediaPipe instead of mmpose: its landmarks as detections, its options, messages that name its environment. For real joints on
+a real person: `bash tools/pose/check_mediapipe.sh`, which installs it."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""By what names extracted poses find their videos again, in packing and in prediction."""
+"""Names by which extracted poses are matched with their videos, in packing and in prediction."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Tracking of persons, the work folder, the pickle and the command line of pose extraction: all but mmpose itself."""
+"""Tracking of persons, the work folder, the pickle and the command line of pose extraction: everything except mmpose itself."""
 
 import json
 import os

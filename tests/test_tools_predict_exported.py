@@ -1,4 +1,4 @@
-"""The script for exported files: without this package it sees the pixels, and gives the scores, of `svdata2vec predict`."""
+"""The script for exported files: without this package it has the same pixels and scores as `svdata2vec predict`."""
 
 import ast
 import json

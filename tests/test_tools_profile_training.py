@@ -1,4 +1,4 @@
-"""The profile of training: time of streams that overlap, and what counts as training's."""
+"""The profile of training: time of overlapping streams, and which streams count as training's."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The small CNN from shards: fine-tuning's own clips and labels, a function of its arguments, what it learns and costs."""
+"""The small CNN from shards: fine-tuning's own clips and labels, a function of its arguments alone, its results and cost."""
 
 import json
 import shutil
