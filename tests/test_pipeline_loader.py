@@ -267,7 +267,7 @@ def test_limit_takes_a_number_or_rows(shards):
         ({"train": False, "last_batch": "drop"}, "would leave clips out"),
         ({"rank": 3, "world_size": 2}, "^rank is 3: expected a whole number from 0 to 1$"),
         ({"limit": 0}, "limit is 0: expected a number of clips, 1 or more"),
-        ({"limit": np.arange(23) > 19}, r"^limit is bool of shape \(23,\): expected a number.*of a mask use np\.flatnonzero$"),
+        ({"limit": np.arange(23) > 19}, r"^limit is bool of shape \(23,\): expected a number.*for a mask use np\.flatnonzero$"),
         ({"limit": True}, r"^limit is bool of shape \(\): expected a number of clips, or a list"),
         ({"limit": [0.5, 2.9]}, r"^limit is float64 of shape \(2,\): expected .* of shards\.rows\('all'\), whole numbers"),
         ({"limit": [[1, 2]]}, r"^limit is int64 of shape \(1, 2\)"),
