@@ -18,7 +18,7 @@ import pytest
 from pipeline_factory import shard_set
 
 from svdata2vec.shards.reading import shardset
-from svdata2vec.shards.reading.mapped import MappedTar, _let_files_be_open
+from svdata2vec.shards.reading.mapped import MappedTar, _raise_file_limit
 from svdata2vec.shards.reading.shardset import Cut
 from svdata2vec.shards.reading.sums import crc32
 
@@ -96,7 +96,7 @@ def test_more_files_may_be_open_than_a_shell_allows(path: Path) -> None:
     """Each map keeps its file open: as many as the system lets a process have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, hard))
-    _let_files_be_open.cache_clear()
+    _raise_file_limit.cache_clear()
     try:
         assert len([MappedTar(path) for _ in range(40)]) == 40
     finally:
