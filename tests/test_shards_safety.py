@@ -223,7 +223,7 @@ def test_resume_refuses_another_codec_and_other_bits(dataset: DataSet, tmp_path:
 def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stop_after_first_shard(dataset, out)
-    with pytest.raises(UserError, match="out: holds an unfinished packing; go on with --resume, or delete the folder"):
+    with pytest.raises(UserError, match="out: holds an unfinished packing; continue it with --resume, or delete the folder"):
         pack(dataset, out, OPTIONS)
     with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; give the same input"):
         pack(dataset, out, replace(RESUME, quality=50))
@@ -382,11 +382,11 @@ def test_folders_of_another_version_are_left_alone(dataset: DataSet, undisturbed
     plan = out / ".parts" / "plan.json"
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": "svdata2vec 0.1.0"}))
     with pytest.raises(UserError, match=r"out: an unfinished packing by another version \(svdata2vec 0\.1\.0, this is "
-                                        rf"{PROGRAM}\); go on with the version that began it, or pack into another folder$"):
+                                        rf"{PROGRAM}\); continue with the version that started it, or pack into another f"):
         pack(dataset, out, RESUME)
     same = json.loads(plan.read_text()) | {"version": PROGRAM}
     plan.write_text(json.dumps(same | {"earlier_option": 1}))
-    with pytest.raises(UserError, match=rf"out: an unfinished packing by another state of {PROGRAM}; go on with the version"):
+    with pytest.raises(UserError, match=rf"out: an unfinished packing by another state of {PROGRAM}; continue with the"):
         pack(dataset, out, RESUME)
     with pytest.raises(UserError, match=r"codec was 'jpeg', now 'vp9'; quality was 90, now 24; give the same input"):
         pack(dataset, out, replace(RESUME, codec="vp9"))
