@@ -117,7 +117,7 @@ def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO"):
         dataset = open_dataset("folder", root=root)
     assert [clip.key for clip in dataset.clips] == ["run%2Fa"] and dataset.skipped == []
-    assert "hidden files and folders are passed over: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
+    assert "hidden files and folders are skipped: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
     assert "files that are no videos: 4, among them notes.txt, run/blob, run/photo.HEIC" in caplog.text
 
 

@@ -157,11 +157,11 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('H\na.mp4,"walk\nb.mp4,run\n', "cannot be read: lines 2 to 3: a field runs on over them. Is a quotation mark left open?"),
+    ('H\na.mp4,"walk\nb.mp4,run\n', "cannot be read: lines 2 to 3: a field extends over them. Is a quotation mark left open?"),
     (f"H\na.mp4,{'x' * 200_000}\n", "cannot be read: line 2: field larger than field limit (131072). Is"),
     (f'H\na.mp4,"walk\nb.mp4,run"\nc.mp4,run\nd.mp4,{"x" * 200_000}\n\n"e.mp4,run\nf.mp4,walk\n',
-     "lines 2 to 3: a field runs on over them; line 5: field larger than field limit (131072); lines 7 to 8: a field runs on"),
-    ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field runs on over them; and 2 more. Is"),
+     "lines 2 to 3: a field extends over them; line 5: field larger than field limit (131072); lines 7 to 8: a field extends"),
+    ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field extends over them; and 2 more. Is"),
     ('path,"label\na.mp4,walk\nb.mp4,"run\n', "t.csv: cannot be read: lines 1 to 3: a field"),
     ('x' * 200_000, "t.csv: expected a header with path and label"),
     ("H,split, Split\na.mp4,walk,train,test\n", "t.csv: the header names column 'split' twice; expected it once"),
@@ -306,7 +306,7 @@ ODD: dict[str, tuple[Any, str]] = {
     "joints_objects": ({"keypoint": np.array([[None, 1], [2, 3]], object)}, "keypoint has shape (2, 2)"),
     "joints_words": ({"keypoint": np.array(["a", "b"])}, "keypoint is of type ndarray, expected an array of numbers"),
     "score_inside": ({"keypoint": np.full((1, FRAMES, 17, 3), 60.0), "keypoint_score": None},
-                     "expected (persons, frames, joints, 2); if the third number is a score, it belongs into keypoint_score"),
+                     "expected (persons, frames, joints, 2); if the third number is a score, it belongs in keypoint_score"),
     "metres": ({"keypoint": np.full((1, FRAMES, 17, 3), 2.5)}, "keypoint has 3 coordinates: these are metres, not pixels"),
     "boxes_text": ({"bboxes": "none"}, "bboxes is of type str, expected an array of numbers"),
     "boxes_short": ({"bboxes": np.zeros((FRAMES, 3))}, "bboxes has a row of 3 numbers"),
