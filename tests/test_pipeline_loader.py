@@ -336,7 +336,7 @@ def test_a_loader_works_in_a_child_process(shards, method):
 
 @pytest.mark.parametrize("codec", ["jpeg", "blocks"])
 def test_cuda_is_the_current_gpu_of_whoever_iterates(codec, tmp_path, monkeypatch):
-    """Decoders, streams and memory of a loader are on one GPU, whatever is the current one of the threads that use them."""
+    """Decoders, streams and memory of a loader are on one GPU, whichever is current in the threads that use them."""
     shards, streams, second = shard_set(tmp_path, 2, codec=codec), [], torch.device("cuda", 1)
     for name, fake in {"device_count": lambda: 2, "current_device": lambda: 1, "Stream": streams.append}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
