@@ -72,7 +72,7 @@ class _PlaneDecoder:
             index_HW |= bits[:, self._skipped : self._skipped + width] << np.uint8(2)
         ends_RC2 = ends[self._rows[0], self._columns].astype(np.uint16)
         first_RC, second_RC = ends_RC2[..., 0], ends_RC2[..., 1]
-        # (L - i) first + i second + L // 2 = i (second - first) + (L first + L // 2): wraps modulo 2**16 on the way, exact at last
+        # (L - i) first + i second + L // 2 = i (second - first) + (L first + L // 2): modulo 2**16 until it is exact at the end
         np.copyto(value_R4W, index_HW.reshape(value_R4W.shape))
         np.multiply(value_R4W, spread_words(second_RC - first_RC)[:, None], out=value_R4W)
         start_RC = first_RC * self._highest + self._highest // np.uint16(2)
