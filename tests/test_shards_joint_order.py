@@ -1,4 +1,4 @@
-"""Which joints a pickle has: said, asked where the count leaves it open, and compared with the bones."""
+"""The joint layout of a pickle: logged, requested if the count is ambiguous, and compared with the bones."""
 
 import logging
 from pathlib import Path

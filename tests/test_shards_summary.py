@@ -1,4 +1,4 @@
-"""What `svdata2vec shard` says at its end, for every kind of source, and what it leaves as `summary.json`."""
+"""The table at the end of `svdata2vec shard` for every kind of source, and the `summary.json` that it writes."""
 
 import json
 from pathlib import Path
