@@ -82,7 +82,7 @@ def test_another_world_size_goes_on_where_the_first_stopped():
     (2, [2, 10, 18, 26, 30]), (26, [26, 30]), (22, [22, 30]),  # one more step
     (3, [3, 11, 19, 30]), (27, []),  # too few for one: part of the last one, if there is one
 ])
-def test_an_epoch_that_was_started_with_other_batches_leaves_out_only_what_is_too_little_for_a_step(position, bounds):
+def test_an_epoch_that_was_started_with_other_batches_leaves_out_what_is_too_little_for_a_step(position, bounds):
     """30 clips, in steps of four for each of two ranks, each of which needs at least two."""
     order = OrderConfig(np.arange(30), 1, 4, 0, True, True, 0, 2, smallest_batch=2)
     assert order.steps(position) == list(itertools.pairwise(bounds))

@@ -169,7 +169,7 @@ class ClipPacker:
             raise UserError(f"{clip.video}: {why}; codec copy keeps the stream as it is, use another codec")
         if not reader.is_first_stream:
             raise UserError(f"{clip.video}: a cover picture or another video lies before the video; codec copy keeps the file, "
-                            "of which the first video stream is read, use another codec")
+                            "and readers take its first video stream; use another codec")
         if clip.start_frame or clip.end_frame is not None:
             raise UserError(f"{clip.video}: the clip is a part of its video; codec copy keeps whole files, use another "
                             "codec")

@@ -77,7 +77,7 @@ def _read(value: Any, known: Collection[str]) -> int | _Name | _Wrong:
             value = float(text)
         except ValueError:
             return _Name(text)
-        if not text.lstrip("+-").replace(".", "").isdigit():  # "1e3", "inf", "1_000": nobody numbers classes like this
+        if not text.lstrip("+-").replace(".", "").isdigit():  # "1e3", "inf", "1_000": not numbers of classes
             return _Name(text)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return _Wrong(f"label {value}: unlabelled")

@@ -93,7 +93,7 @@ def without_extension(name: str) -> str:
 
 
 def plain_name(video: str | Path) -> str:
-    """A video's path without its extension, whatever that is; a folder of pictures has none."""
+    """A video's path without any extension; a folder of pictures has none."""
     return str(video if Path(video).is_dir() else PurePosixPath(video).with_suffix(""))
 
 

@@ -84,7 +84,6 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
                         f"{AS_NAMED}")
 
     def with_poses(num_joints: int, coco17_of: str | None) -> list[ClipAnnotation]:
-        """The clips with the reader of their poses, which a worker calls."""
         return [
             replace(clip, pose_file=PoseFile(read_poses, path, (format, item, num_joints, coco17_of, persons, min_score)))
             for clip, path, item in placed

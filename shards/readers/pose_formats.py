@@ -388,7 +388,7 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
                 joints_V2 = np.asarray(_field(entry, "keypoints", where), np.float64)
                 scores_V1 = np.asarray(_joint_scores(_field(entry, "keypoint_scores", where)), np.float64)[:, None]
                 if joints_V2.shape[1] != 2:
-                    raise ValueError(f"{joints_V2.shape[1]} numbers, as of a pose in space")
+                    raise ValueError(f"{joints_V2.shape[1]} coordinates, like those of a 3-D pose")
                 joints_V3 = np.concatenate([joints_V2, scores_V1], axis=1)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error

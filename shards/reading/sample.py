@@ -80,7 +80,7 @@ class ClipMeta:
 
     @classmethod
     def from_bytes(cls, content: Buffer, where: str) -> "ClipMeta":
-        """Parse; UserError names `where` and what is wrong."""
+        """Parse the component; UserError names `where` and the fault."""
         try:
             values = json.loads(str(content, "utf-8"))
             values["packed_to_source"] = matrix = np.array(values["packed_to_source"], np.float64)

@@ -183,7 +183,7 @@ def _split_faults(shards: ShardSet) -> Iterator[Finding]:
 
 
 def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Finding], dict[str, str]]:
-    """The shard's number, its faults, and clip -> what is equal for clips of the same pictures."""
+    """The shard's number, its faults, and clip -> `ClipMeta.pictures`."""
     silence_decoder()
     shards, head = _open(root)
     entry = shards.manifest.shards[number]

@@ -1,4 +1,4 @@
-"""Decodes the video component of a packed clip completely and says what is wrong with it."""
+"""Decodes the video component of a packed clip completely and reports its faults."""
 
 import itertools
 from collections.abc import Iterator
