@@ -23,7 +23,7 @@ def scale_and_shift(scale_x: float, scale_y: float, shift_x: float, shift_y: flo
 
 
 def window_map(window: ArrayLike, size: float) -> Affine:
-    """The map from a `size` x `size` picture to the window (x1, y1, x2, y2) that was resized to it; windows may be (..., 4)."""
+    """The map from a `size` x `size` picture to the window (x1, y1, x2, y2) that was resized to it; or (..., 4) windows."""
     window = np.asarray(window, np.float64)
     affine = np.zeros((*window.shape[:-1], 2, 3))
     affine[..., [0, 1], [0, 1]] = (window[..., 2:] - window[..., :2]) / size
@@ -56,7 +56,7 @@ def invert(affine: Affine) -> Affine:
 
 
 def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Map points (..., 2); each by its own of as many maps, or all by one."""
+    """Map points (..., 2), all by one map or each by its own (maps broadcast to the points)."""
     moved = np.empty(np.broadcast_shapes(points.shape, (*affine.shape[:-2], 2)))
     for axis in (0, 1):
         along = moved[..., axis]
@@ -66,7 +66,7 @@ def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def pixel_index_form(output_to_source: Affine) -> Affine:
-    """The same map between pixel *indices* (centre of pixel 0 = 0), as OpenCV's warpAffine wants it."""
+    """The same map between pixel *indices* (centre of pixel 0 = 0), as OpenCV's warpAffine takes it."""
     index_map = output_to_source.copy()
     index_map[:, 2] += output_to_source[:, :2].sum(axis=1) / 2 - 0.5
     return index_map
@@ -75,7 +75,7 @@ def pixel_index_form(output_to_source: Affine) -> Affine:
 def source_window(output_to_source: Affine, size: int, width: int, height: int) -> Window:
     """Pixels (x1, y1, x2, y2) of a width x height picture that bilinear sampling of the whole output can touch.
 
-    At least one pixel wide and high, also when the output lies entirely outside the picture.
+    At least one pixel wide and high, even if the output is entirely outside the picture.
     """
     (x1, x2), (y1, y2) = (
         _touched(row, size, length) for row, length in zip(output_to_source.tolist(), (width, height), strict=True)
@@ -84,7 +84,7 @@ def source_window(output_to_source: Affine, size: int, width: int, height: int) 
 
 
 def _touched(row: list[float], size: int, length: int) -> tuple[int, int]:
-    """First pixel and the one behind the last, of `length` along the axis that this row of a map gives."""
+    """First pixel and the one after the last, of `length` pixels, along the axis that this row of a map computes."""
     by_x, by_y, shift = row
     low, high = sorted(end * by_x + end * by_y + shift - 0.5 for end in (0.5, size - 0.5))  # outermost sampling points
     first = min(max(math.floor(low) - 1, 0), length - 1)
@@ -94,7 +94,8 @@ def _touched(row: list[float], size: int, length: int) -> tuple[int, int]:
 def whole_window(output_to_packed: Affine, size: int) -> Window | None:
     """The window that the output shows, if it lies on whole pixels and is at most three times smaller; else None.
 
-    More than one row of pixels would lie between a smaller one and its neighbours.
+    At a smaller scale more than one row of output pixels per side would lie beyond the centres of the window's outermost
+    pixels.
     """
     (scale_x, _, low_x), (_, scale_y, low_y) = output_to_packed.tolist()
     ends = (*sorted((low_x, low_x + size * scale_x)), *sorted((low_y, low_y + size * scale_y)))

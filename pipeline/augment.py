@@ -1,7 +1,7 @@
-"""Optional training augmentation: its options, and what is drawn from them. Off by default, no part of the method.
+"""Optional training augmentation: its options and random draws. Off by default, not part of the method.
 
 Everything is drawn once per clip and holds for all its frames. The draws belong to the clip plan, so they are keyed like
-all others; `pixels.py` carries them out. Imports no torch: the command line reads these options.
+all others; `pixels.py` applies them. Imports no torch: the command line reads these options.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ERASE_ASPECT = (0.3, 1 / 0.3)  # Zhong et al., "Random Erasing Data Augmentation
 class AugmentConfig:
     """Training augmentation beyond the paper's, all off by default; drawn once per clip and applied to all its frames.
 
-    The configuration that holds this one checks it: it knows its name.
+    Checked by the configuration that contains it, which knows its name for messages.
     """
 
     temporal_crop: Shares = (1.0, 1.0)
@@ -60,7 +60,7 @@ class PixelAugment:
 
 
 def draw_pixel_augment(generator: np.random.Generator, config: AugmentConfig, size: int) -> PixelAugment | None:
-    """Draw what is done to the `size` x `size` pictures of one clip; None when every option is off."""
+    """Draw the changes to the `size` x `size` pictures of one clip; None if every option is off."""
     if not config.changes_pixels:
         return None
     brightness, contrast, saturation = (

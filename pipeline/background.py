@@ -1,4 +1,4 @@
-"""The threads of a loader: how they pass items on, and how they end, however the program ends."""
+"""The threads of a loader: how they pass on items, and how they end, no matter how the program ends."""
 
 import atexit
 import os
@@ -24,14 +24,14 @@ class _End:
 
 @dataclass
 class _Channel(Generic[T]):
-    """What a consumer and its thread share.
+    """The state that a consumer and its thread share.
 
     `queue.Queue` and `threading.Event` hold a lock in Python code: a Ctrl+C there leaves it locked, and the thread waits
-    forever. These queues take and release theirs in C. They are never waited for with a timeout: in Python 3.11 and 3.12 it is
-    lost if a signal wakes a thread that gets to run only after that time.
+    forever. `SimpleQueue` takes and releases its lock in C. Their `get` is never called with a timeout: Python 3.11 and 3.12
+    lose it if a signal wakes a thread that gets to run only after that time.
 
     Attributes:
-        room: permissions of the thread: one to begin, one for each item that it may hand on, one to stop.
+        room: permissions of the thread: one to start, one for each item that it may pass on, one to stop.
         waits: the thread has an item ready and waits for room.
     """
 
@@ -44,7 +44,7 @@ class _Channel(Generic[T]):
 class Prefetch(Generic[T]):
     """Iterates over `source` on a daemon thread, at most `depth` items ahead. Exceptions reach the consumer.
 
-    The thread begins with the first `next` and holds no reference to this object; `close` ends it.
+    The thread starts at the first `next` and holds no reference to this object; `close` ends it.
     """
 
     def __init__(self, source: Iterator[T], depth: int, name: str) -> None:
@@ -71,7 +71,7 @@ class Prefetch(Generic[T]):
         raise StopIteration
 
     def _begin(self) -> None:
-        """Start the thread. An interrupt in here may leave one that `close` cannot wait for yet: it may not begin."""
+        """Start the thread. An interrupt in here may leave one that `close` cannot join yet: it has no permission to start."""
         self._thread.start()
         for _ in range(1 + self._depth):
             self._channel.room.put(None)
@@ -121,7 +121,7 @@ def _run(source: Iterator[T], channel: _Channel[T]) -> None:
 
 
 def _has_room(channel: _Channel[T]) -> bool:
-    """Wait for permission to begin, or to hand an item on; False once the consumer has stopped."""
+    """Wait for permission to start, or to pass on an item; False once the consumer has stopped."""
     channel.waits = True
     channel.room.get()
     channel.waits = False
@@ -132,7 +132,7 @@ class Background:
     """Threads and decoder of a loader (`owner`), which it does not keep alive: it ends when the owner is collected.
 
     Belongs to the process that made it. A forked child has no such threads and must not destroy what the parent's threads
-    work on: there it is set aside and never freed.
+    work on: there it is kept and never freed.
     """
 
     def __init__(self, producer: Producer, owner: object) -> None:
@@ -141,7 +141,7 @@ class Background:
         self._reader: Prefetch[Read] | None = None
         self._stream: Prefetch[Ready] | None = None
         self._finalizer = weakref.finalize(owner, self._shut_down)
-        self._finalizer.atexit = False  # _close_all comes earlier
+        self._finalizer.atexit = False  # _close_all runs earlier
         _ALL.add(self)
         atexit.unregister(_close_all)
         atexit.register(_close_all)  # last registered, first called: before DALI's handler destroys its pipelines
@@ -152,9 +152,9 @@ class Background:
         return self._pid == os.getpid()
 
     def next_ready(self, epoch: int, position: int, depth: int) -> Ready:
-        """The next batch; the first call starts the threads at this place. An exception in a thread is raised here."""
+        """The next batch; the first call starts the threads at this position. An exception in a thread is raised here."""
         try:
-            if self._stream is not None and self._stream.stopped:  # and a second interrupt did not wait for the threads
+            if self._stream is not None and self._stream.stopped:  # a second interrupt prevented joining the threads
                 self.stop()
             if self._stream is None:
                 self._reader = Prefetch(self._producer.read(epoch, position), depth, "svdata2vec-read")

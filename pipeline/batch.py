@@ -1,4 +1,4 @@
-"""What the pipeline delivers: a batch that checks itself.
+"""`ClipBatch`, which the pipeline delivers. It checks its own shapes.
 
 B clips, T frames, H W picture, M persons, V joints, C coordinates (x, y).
 """
@@ -22,9 +22,12 @@ _TENSORS = (
 class ClipBatch:
     """A batch of clips.
 
-    video_BTHWC: uint8 RGB, decoded or not (video.py), or None in skeleton-only mode. joints_BMTVC: float32 pixels of the
-    same pictures (pixel centres at integer + 0.5), (0, 0) = missing, or None. label_B: int64. keys: B clip names. view_B:
-    int64 number of the evaluation view of each entry (None when every clip has one view).
+    Attributes:
+        video_BTHWC: uint8 RGB, decoded or not (video.py), or None in skeleton-only mode.
+        joints_BMTVC: float32 pixels of the same pictures (pixel centres at integer + 0.5), (0, 0) = missing, or None.
+        label_B: int64.
+        keys: B clip names.
+        view_B: int64 number of each entry's evaluation view; None if every clip has one view.
     """
 
     video_BTHWC: Video | None
@@ -57,7 +60,7 @@ class ClipBatch:
         return replace(self, **moved)
 
     def tensors(self) -> dict[str, Video]:
-        """Those that the batch has; the video may be `BlockClips`."""
+        """The tensors of the batch by name, without those that are None; the video may be `BlockClips`."""
         return {name: tensor for name, _, _ in _TENSORS if (tensor := getattr(self, name)) is not None}
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Pictures in blocks on a CPU: what a clip's window needs, in threads (NumPy and OpenCV release the interpreter lock).
+"""Decodes pictures in blocks on a CPU, only the part in a clip's window, in threads (NumPy and OpenCV release the GIL).
 
 B clips, T sampled frames, S output size.
 """
@@ -37,7 +37,7 @@ class BlockClipDecoder:
 
 
 def _decode_clip(clip: EncodedClip, out_TSS3: NDArray[np.uint8]) -> str | None:
-    """Fill a clip's frames; the reason if they cannot be decoded."""
+    """Fill a clip's frames; returns the reason if they cannot be decoded."""
     assert clip.blocks is not None
     try:
         frames = block_slices(clip, clip.blocks)
@@ -45,7 +45,7 @@ def _decode_clip(clip: EncodedClip, out_TSS3: NDArray[np.uint8]) -> str | None:
         return str(error)
     resample = Resampler(clip.output_to_packed, out_TSS3.shape[1])
     decode = BlockFrameDecoder(clip.blocks, resample.touched(clip.packed_width, clip.packed_height))
-    # The window at its place in a whole picture: the same numbers, and so the same pixels, as from one that is decoded whole.
+    # The window is placed in a whole picture, so that the arithmetic and the pixels are those of one that is decoded whole.
     picture_HW3 = np.zeros((clip.packed_height, clip.packed_width, 3), np.uint8)
     window_HW3 = picture_HW3[decode.top : decode.top + decode.height, decode.left : decode.left + decode.width]
     for t, frame in enumerate(frames):

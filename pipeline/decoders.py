@@ -1,4 +1,4 @@
-"""Which decoder serves which codec on which device, and what every decoder promises.
+"""Chooses the decoder for a codec and device, and defines the protocol of all decoders.
 
 B clips, T sampled frames, S output size.
 """
@@ -20,24 +20,24 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
 DecoderName = Literal["dali", "reference"]
-DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")  # H.264 and HEVC it decodes on a GPU only
+DALI_CPU_CODECS = ("jpeg", "vp9", "mjpeg")  # DALI decodes H.264 and HEVC on a GPU only
 
 
 class FrameDecoder(Protocol):
     """Turns encoded clips into frames. One object serves one thread at a time."""
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Any) -> dict[int, str]:
-        """Write every clip's frames (uint8 RGB) where `room` said and return {number of a clip that cannot be decoded: why}.
+        """Write every clip's frames (uint8 RGB) into memory from `room`; returns clip number -> reason of those that failed.
 
-        The rows of failed clips hold anything; all other rows are right.
+        The rows of failed clips have arbitrary content; all other rows are right.
         """
 
     def close(self) -> None:
-        """Give threads, processes and device memory back; may be called twice."""
+        """Release threads, processes and device memory; may be called twice."""
 
 
 def check_device(name: str) -> None:
-    """Raise UserError unless batches can arrive there on this machine."""
+    """Raise UserError unless this is a device that exists on this machine."""
     known = re.fullmatch(r"cpu|cuda(?::(\d+))?", str(name))
     if known is None:
         raise UserError(f"device is {name!r}: expected 'cpu', 'cuda' or 'cuda:n'")
@@ -47,7 +47,7 @@ def check_device(name: str) -> None:
 
 
 def numbered(device: str) -> torch.device:
-    """A device by its number: "cuda" is the current GPU of the thread that calls, which no other thread knows."""
+    """The device with its number; "cuda" is the current GPU of the calling thread, which other threads do not share."""
     place = torch.device(device)
     return torch.device("cuda", torch.cuda.current_device()) if place.type == "cuda" and place.index is None else place
 
@@ -55,7 +55,7 @@ def numbered(device: str) -> torch.device:
 def room(
     decoder: FrameDecoder, num_clips: int, num_frames: int, size: int, device: torch.device
 ) -> Video:
-    """What a decoder fills: memory for frames (B, T, S, S, 3), or for what is decoded later."""
+    """The memory that a decoder fills: for frames (B, T, S, S, 3), or for blocks that are decoded later."""
     if isinstance(decoder, BlockUploader):
         return decoder.room(num_clips, num_frames, size)
     return torch.empty((num_clips, num_frames, size, size, 3), dtype=torch.uint8, device=device)
@@ -65,11 +65,18 @@ def make_decoder(
     name: DecoderName, codec: str, size: int, device: str, num_threads: int, engine_share: float = 1.0,
     run_pictures: int | None = None, blocks: BlockFormat | None = None,
 ) -> FrameDecoder:
-    """For blocks NumPy, on a GPU an upload; else DALI for what it decodes on the device, PyAV processes for the rest; or the
-    reference.
+    """The decoder for a codec on a device, or the reference decoder if `name` says so.
 
-    size: output pixels. engine_share, run_pictures: as `ClipLoader` has them. blocks: how the pictures of codec blocks are laid
-    out. DALI is imported here alone, and only if it is used. Raises UserError for another decoder or device.
+    Codec blocks: NumPy on the CPU, an upload to the GPU. Other codecs: DALI if it decodes them on the device, else PyAV
+    processes. DALI is imported only here, and only if it is used.
+
+    Args:
+        size: side of the output in pixels.
+        engine_share, run_pictures: as in `ClipLoader`.
+        blocks: layout of the pictures of codec blocks.
+
+    Raises:
+        UserError: an unknown decoder, or a codec or decoder that does not run on the device.
     """
     check_known("decoder", name, get_args(DecoderName))
     on_cpu = torch.device(device).type == "cpu"

@@ -1,7 +1,7 @@
-"""Whether a run of DALI failed through a clip or through the machine, told by DALI's words. Imports nothing heavy.
+"""Tells by DALI's message whether a clip or the machine made a run of DALI fail. Imports nothing heavy.
 
-A damaged clip is replaced and the run goes on; a fault of the machine would pass for damage to every clip or, if it comes and
-goes, silently lose good ones. The wording is that of DALI 2.4 and nvImageCodec 0.9 (the numbers of `nvimgcodecStatus_t`).
+A damaged clip is replaced and training continues; a fault of the machine would be taken for damage to every clip or, if
+intermittent, silently lose good ones. The messages are those of DALI 2.4 and nvImageCodec 0.9 (numbers: `nvimgcodecStatus_t`).
 """
 
 import re
@@ -12,8 +12,8 @@ from svdata2vec.shards.errors import MachineError, UserError
 
 Kind = Literal["memory", "driver", "format", "cuda"]
 
-# In this order: a CUDA error may be one of missing memory. What nvImageCodec says of damaged pictures ('#3', '#4', '#6') is
-# none of them.
+# In this order: a CUDA error may also mean that memory ran out. nvImageCodec's codes for damaged pictures ('#3', '#4', '#6')
+# match none of these.
 _WORDS: tuple[tuple[Kind, str], ...] = (
     ("memory", r"out of memory|bad_alloc|Can't allocate|CUDA allocation failed|ALLOCATOR_FAILURE|nvImageCodec failure: '#1?5'"),
     ("driver", r"nvcuvid|CUDA driver version is insufficient|NO_DEVICE|cudaErrorNoDevice|nvImageCodec failure: '#(7|10|16)'"),
@@ -26,32 +26,32 @@ _ADVICE: dict[Kind, str] = {
     "driver": "the driver, or its video decoder, is not there: look at nvidia-smi and `bash tools/gpu_check.sh`; "
               "containers need NVIDIA_DRIVER_CAPABILITIES=compute,utility,video; shards of jpeg need no libnvcuvid",
     "format": "this GPU cannot decode the format that the clips are packed in: pack them as jpeg, or use --run.device cpu",
-    "cuda": "the GPU failed, and whatever it is given next would fail as well: start the run again, it goes on where it was; "
-            "if it comes back, look at the driver's log (`dmesg | grep -i xid`) and `bash tools/gpu_check.sh`",
+    "cuda": "the GPU failed, and everything it is given next would fail too: start the run again, it continues where it was; "
+            "if it fails again, look at the driver's log (`dmesg | grep -i xid`) and `bash tools/gpu_check.sh`",
 }
 
 
 @dataclass(frozen=True)
 class MachineFault:
-    """What the machine could not do, and DALI's words for it."""
+    """Kind of a fault of the machine, and DALI's message about it."""
 
     kind: Kind
     reason: str
 
     @property
     def lasting(self) -> bool:
-        """Whether whatever is decoded next will fail, too."""
+        """Whether everything that is decoded next will fail too."""
         return self.kind in ("driver", "cuda")
 
     def error(self, what: str) -> UserError:
-        """`what` could not be decoded, why, and what to do; of a format, the user's choice, else a MachineError."""
+        """The error to raise if `what` cannot be decoded: UserError for the format, which the user chose, else MachineError."""
         kind = UserError if self.kind == "format" else MachineError
         advice = _ADVICE[self.kind]
         return kind(f"{what} cannot be decoded, which is the machine's fault and not theirs ({self.reason}): {advice}")
 
 
 def reason(error: BaseException) -> str:
-    """The line of DALI's report that tells what is wrong: the one after "encountered:", and what its colon announces."""
+    """The line of DALI's report that names the error: the one after "encountered:", and the next one if it ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.strip().startswith(_CLOSING)]
     start = next((number + 1 for number, line in enumerate(lines) if line.endswith("encountered:")), 0)
     told = lines[start : start + 2] or lines[:1] or ["DALI failed without a message"]
@@ -59,6 +59,6 @@ def reason(error: BaseException) -> str:
 
 
 def machine_fault(words: str) -> MachineFault | None:
-    """The fault that a `reason` speaks of; None where nothing but a clip is to blame."""
+    """The fault that a `reason` describes; None if only a clip is to blame."""
     kind = next((kind for kind, pattern in _WORDS if re.search(pattern, words)), None)
     return None if kind is None else MachineFault(kind, words)

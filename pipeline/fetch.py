@@ -1,4 +1,4 @@
-"""A step's clips from the shards to what the decoder and the batch need: read, check, plan. No pixels are decoded here.
+"""Reads, checks and plans a step's clips for the decoder and the batch. No pixels are decoded here.
 
 B clips, T sampled frames, M persons, V joints.
 """
@@ -26,8 +26,8 @@ from svdata2vec.shards.reading.tarfetch import TarError
 from svdata2vec.shards.urls import StoreError
 
 NOTHING = np.empty(0, np.uint8)
-TOGETHER = 32  # clips that are planned at once; of more the arrays would leave the processor's own cache
-FARTHEST = 64  # of a crop from the stored picture, in sides of it; joints and boxes are stored within half a source picture
+TOGETHER = 32  # clips that are planned at once; with more, the arrays would not fit into the CPU's own cache
+FARTHEST = 64  # most that a crop may be away, in sides of the stored picture; joints and boxes are within half a source picture
 
 
 class BadClipError(ValueError):
@@ -47,7 +47,7 @@ class FetchedClip:
     augment: PixelAugment | None
 
     def encoded_as(self, encoded: EncodedClip) -> "FetchedClip":
-        """The same clip, its bytes elsewhere."""
+        """The same clip with this encoded video."""
         return changed(self, encoded=encoded)
 
 
@@ -57,8 +57,11 @@ Outcome = FetchedClip | BadClipError
 class ClipFetcher:
     """Reads and plans clips of one split: a pure function of (row, epoch, view), apart from the shards it keeps open.
 
-    label_map: int64 (classes,), stored label -> label of the split. check_hashes: compare every tar with the sha256 of
-    the manifest when it is first read (not over a network, where that would fetch everything). seen: as `ClipLoader` has it.
+    Args:
+        label_map: int64 (classes,), stored label -> label of the split.
+        check_hashes: compare every tar with the sha256 of the manifest when it is first read (not over a network, where that
+            would fetch everything).
+        seen: as in `ClipLoader`.
     """
 
     def __init__(
@@ -67,8 +70,8 @@ class ClipFetcher:
     ) -> None:
         self.shards, self.config, self.train, self.seed = shards, config, train, seed
         self.video, self.joints, self.label_map, self.check_hashes = video, joints, label_map, check_hashes
-        self.seen = seen if shards.manifest.by_frame else None  # a video's decoder meets all of its frames anyway
-        # Whether frames lie apart and are mapped: each process that needs them maps them itself.
+        self.seen = seen if shards.manifest.by_frame else None  # a video's decoder decodes all of its frames anyway
+        # Whether frames are stored one by one and mapped: each process that needs them maps them itself.
         self.by_frame = video and shards.reads_frames and shards.manifest.by_frame
         self._hashed: set[int] = set()
 
@@ -77,8 +80,8 @@ class ClipFetcher:
     ) -> list[Outcome]:
         """Clips of an epoch, the errors of damaged ones as values. places: as in `mapped`.
 
-        All plans first, then all pictures: a clip's pictures are larger than the processor's own cache. Raises UserError when a
-        whole tar is missing, short or changed, or its store fails.
+        All plans first, then all pictures: a clip's pictures are larger than the CPU's own cache. Raises UserError if a whole
+        tar is missing, truncated or changed, or its store fails.
         """
         planned: list[Outcome] = []
         for start in range(0, len(rows), TOGETHER):
@@ -95,9 +98,10 @@ class ClipFetcher:
         return outcome
 
     def mapped(self, outcome: Outcome, *, check: bool, place: Bytes | None = None) -> Outcome:
-        """A planned clip with its frames, where these are stored one by one; check: compare those of the plan with their sums.
+        """A planned clip with its frames, if these are stored one by one.
 
-        place: where the frames of a clip in blocks are laid, gathered (`frames.py`); None: they stay in the tar.
+        check: compare the planned frames with their sums. place: memory into which the frames of a clip in blocks are gathered
+        (`frames.py`); None: they stay in the tar.
         """
         if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return outcome
@@ -110,7 +114,7 @@ class ClipFetcher:
         return outcome.encoded_as(encoded.with_video(video, pictures) if place is None else in_order(encoded, video))
 
     def _mapped_together(self, planned: list[Outcome]) -> list[Outcome]:
-        """`mapped` and checked, in passes over all clips: pictures leave nothing else in the processor's cache."""
+        """`mapped` with check, in passes over all clips: reading pictures evicts everything else from the CPU's cache."""
         outcomes, cuts = list(planned), {}
         for place, clip in enumerate(planned):
             if isinstance(clip, FetchedClip) and clip.encoded is not None and clip.encoded.table is not None:
@@ -131,8 +135,8 @@ class ClipFetcher:
         return outcomes
 
     def _bad(self, row: int, error: Exception) -> BadClipError:
-        """The error as one of this clip alone; UserError if its tar is missing, short or changed, MachineError if
-        too many files are open."""
+        """The error as one of this clip alone; UserError if its tar is missing, truncated or changed, MachineError
+        if too many files are open."""
         if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
             raise MachineError(f"{error}: raise the limit of open files (`ulimit -n`), or set a smaller --run.batch-size, "
                                "--data.prefetch or --data.readers") from error
@@ -140,24 +144,24 @@ class ClipFetcher:
         return BadClipError(str(error))
 
     def received(self, outcome: Outcome, place: Bytes | None) -> Outcome:
-        """A clip that another process sent `unmapped`: its frames lie in the place that it was given, or are mapped."""
+        """A clip that another process sent `unmapped`: its frames are in the place that it was given, or are mapped here."""
         if place is None or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return self.mapped(outcome, check=False)
         return outcome.encoded_as(laid(outcome.encoded, place))
 
     def unmapped(self, outcome: Outcome) -> Outcome:
-        """A clip as it is sent to another process, which has its frames too."""
+        """A clip as it is sent to another process, which maps its frames itself."""
         if not self.by_frame or isinstance(outcome, BadClipError) or outcome.encoded is None:
             return outcome
         return outcome.encoded_as(changed(outcome.encoded, video=NOTHING, table=None, pictures=()))
 
     def _attempt(self, rows: Sequence[int], epoch: int, views: Sequence[int]) -> list[Outcome]:
-        """Clips that are planned together; where one is damaged, each alone, so that only that one is lost."""
+        """Clips planned together; if one is damaged, each is planned alone, so that only that one is lost."""
         for row in rows if self.check_hashes else ():
             self._check_tar(int(self.shards.index[row]["shard"]))
         try:
             return list(self._planned(rows, epoch, views))
-        except (TarError, StoreError, WriteFailedError):  # of the cache: the clip is as good as ever
+        except (TarError, StoreError, WriteFailedError):  # the store or the cache failed: nothing is wrong with the clip
             raise
         except (OSError, ValueError, OverflowError) as error:
             if len(rows) > 1:
@@ -165,14 +169,14 @@ class ClipFetcher:
             return [self._bad(rows[0], error)]
 
     def _check_tar(self, shard: int) -> None:
-        """Once for each tar: UserError if its bytes are not those of the manifest."""
+        """Check a tar once; UserError if its bytes do not have the hash in the manifest."""
         if shard not in self._hashed:
             self.shards.check_shard(shard)
             self.shards.check_hash(shard)
             self._hashed.add(shard)
 
     def _planned(self, rows: Sequence[int], epoch: int, views: Sequence[int]) -> list[FetchedClip]:
-        """Clips without their frames, where they lie apart."""
+        """Planned clips; without their frames if these are stored one by one."""
         shards = self.shards
         samples = [shards.sample(row, video=self.video and not self.by_frame, table=self.by_frame) for row in rows]
         stored = [int(shards.index[row]["label"]) for row in rows]
@@ -197,13 +201,13 @@ class ClipFetcher:
         ]
 
     def _decoded(self, names: list[str], epoch: int, plans: ClipPlans) -> NDArray[np.int64]:
-        """(B, T) frame numbers for the decoder: all, or those that are seen, others repeated in the place of the rest."""
+        """(B, T) frame numbers for the decoder: all, or those that are seen, repeated in the places of the others."""
         if self.seen is None:
             return plans.frames_BT
         return only_seen(plans.frames_BT, self.seen(names, epoch))
 
     def _encoded(self, samples: list[Sample], plans: ClipPlans, frames_BT: NDArray[np.int64]) -> list[EncodedClip]:
-        """The clips' videos, unless their frames lie apart, and the maps into their pictures."""
+        """The clips' videos, unless frames are stored one by one, and the maps into their pictures."""
         packed_B23 = np.stack([sample.meta.packed_to_source for sample in samples])
         maps_B23 = affine.compose(affine.invert(packed_B23), plans.output_to_source_B23)
         packed_B2 = [(sample.meta.packed_width, sample.meta.packed_height) for sample in samples]

@@ -1,4 +1,4 @@
-"""Encoded clips as decoders take them. Imports no torch: decoder processes start quickly.
+"""Encoded clips as decoders take them. Imports no torch, so that decoder processes start quickly.
 
 T sampled frames, D different ones among them, F frames of the clip.
 """
@@ -23,10 +23,15 @@ MARKS = JPEG_START + JPEG_END
 class EncodedClip:
     """The encoded video of one clip, the frames wanted and where the output pixels lie in its packed picture.
 
-    video: 1-D uint8. offsets: int64 (F+1,) of the frames in it, None for a video container, and for blocks that were gathered
-    (`gathered`). frames_T: int64, a number may occur again. blocks: how each frame is laid out, None for JPEGs and containers.
-    output_to_packed (2, 3). packed_width, packed_height: pixels of the encoded picture. table: of the JPEGs that are decoded,
-    where it was already made; pictures: these, cut out of `video`.
+    Attributes:
+        video: 1-D uint8.
+        offsets: int64 (F+1,) of the frames in it; None for a video container, and for blocks that were gathered (`gathered`).
+        frames_T: int64; numbers may repeat.
+        output_to_packed: (2, 3).
+        packed_width, packed_height: size of the encoded picture in pixels.
+        blocks: layout of each frame, None for JPEGs and containers.
+        table: the JPEGs that are decoded, if this was already computed.
+        pictures: the JPEGs of `table`, cut out of `video`.
     """
 
     key: str
@@ -41,7 +46,7 @@ class EncodedClip:
     pictures: Sequence[memoryview] = ()
 
     def with_video(self, video: NDArray[np.uint8], pictures: Sequence[memoryview]) -> "EncodedClip":
-        """The same clip, its bytes elsewhere."""
+        """The same clip with its bytes in other memory."""
         return changed(self, video=video, pictures=pictures)
 
 
@@ -49,7 +54,7 @@ Record = TypeVar("Record")
 
 
 def changed(record: Record, **fields: Any) -> Record:
-    """`dataclasses.replace` without constructing the record again, which takes several times as long where it is frozen."""
+    """`dataclasses.replace` without constructing the record again, which takes several times as long for a frozen one."""
     copy = object.__new__(type(record))
     vars(copy).update(vars(record), **fields)
     return copy
@@ -58,8 +63,11 @@ def changed(record: Record, **fields: Any) -> Record:
 class JpegTable(NamedTuple):
     """The D JPEGs of a clip that are decoded: its `different` frames.
 
-    frames_D: int64, their numbers, rising. starts, stops: where in the clip's bytes each begins and ends. ends_4D: int64, where
-    its first two and its last two bytes lie. places_T: int64, which of them each wanted frame shows.
+    Attributes:
+        frames_D: int64, their frame numbers in ascending order.
+        starts, stops: where each begins and ends in the clip's bytes.
+        ends_4D: int64, positions of the first two and the last two bytes of each.
+        places_T: int64, which of them each wanted frame shows.
     """
 
     frames_D: NDArray[np.int64]
@@ -79,8 +87,8 @@ class Jpegs(NamedTuple):
 def jpeg_slices(clips: Sequence[EncodedClip]) -> list[Jpegs]:
     """The JPEGs of each clip, without copying.
 
-    Raises ValueError when an offset table does not fit the bytes, or when a picture does not begin and end as a JPEG
-    does: a decoder would fill what is missing with grey and say nothing.
+    Raises ValueError if an offset table does not fit the bytes, or if a picture does not begin and end as a JPEG does: a
+    decoder would silently fill the missing part with grey.
     """
     tables = [clip.table for clip in clips if clip.table is not None]
     if len(tables) < len(clips):
@@ -95,9 +103,9 @@ def jpeg_slices(clips: Sequence[EncodedClip]) -> list[Jpegs]:
 def jpeg_tables(
     keys: Sequence[str], offsets: Sequence[NDArray[np.int64] | None], frames: Sequence[NDArray[np.int64]]
 ) -> list[JpegTable]:
-    """Where the wanted frames of each clip lie. N wanted frames of all clips, P different ones among them: in arrays of all.
+    """Where the wanted frames of each clip are stored. N wanted frames of all clips together, P different ones among them.
 
-    offsets, frames: (F + 1,) and (T,) of each clip. Raises ValueError for a clip whose table does not have its frames.
+    offsets, frames: (F + 1,) and (T,) of each clip. Raises ValueError for a clip whose table lacks one of its frames.
     """
     table, row_N, first_B = _tables(keys, offsets, frames)
     row_P, place_N = np.unique(row_N, return_inverse=True)
@@ -123,7 +131,7 @@ def jpeg_tables(
 def _tables(
     keys: Sequence[str], offsets: Sequence[NDArray[np.int64] | None], frames: Sequence[NDArray[np.int64]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The clips' offset tables as one, (N,) where in it each wanted frame stands, (B,) where each clip's own begins.
+    """The clips' offset tables as one, (N,) row of each wanted frame in it, (B,) row at which each clip's own table begins.
 
     Raises ValueError for a clip without a table, or with one that ends before a wanted frame.
     """
@@ -142,7 +150,7 @@ def _tables(
 
 
 def _check_marks(clip: EncodedClip, table: JpegTable) -> None:
-    """ValueError unless these bytes of a clip are those that each of its D JPEGs begins and ends with."""
+    """Raise ValueError unless each of the D JPEGs of a clip begins and ends with the marks of one."""
     try:
         marks = clip.video.take(table.ends_4D).tobytes()
     except IndexError:
@@ -157,7 +165,7 @@ def _check_marks(clip: EncodedClip, table: JpegTable) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _marks(count: int) -> bytes:
-    """All first bytes of so many JPEGs, all second ones, all last but one, all last."""
+    """The first bytes of `count` JPEGs, then their second bytes, their last but one and their last."""
     return b"".join(bytes([mark]) * count for mark in MARKS)
 
 
@@ -171,7 +179,7 @@ def block_slices(clip: EncodedClip, blocks: BlockFormat) -> list[NDArray[np.uint
 
 
 def gathered(clip: EncodedClip, blocks: BlockFormat) -> EncodedClip:
-    """A clip in blocks whose bytes are its different wanted frames, one behind the other, which `frames_T` now counts.
+    """A clip in blocks whose bytes are only its different wanted frames, one after the other; `frames_T` are places among them.
 
     Raises ValueError if it does not hold them, or they are stored in another format.
     """
@@ -184,21 +192,21 @@ def gathered(clip: EncodedClip, blocks: BlockFormat) -> EncodedClip:
 
 
 def different(clip: EncodedClip) -> list[int]:
-    """The wanted frames, each once, in rising order."""
+    """The wanted frames, each once, in ascending order."""
     return sorted(set(clip.frames_T.tolist()))
 
 
 def places(clip: EncodedClip) -> NDArray[np.int64]:
-    """Of each of the T wanted frames its place among the `different` ones."""
+    """Place of each of the T wanted frames among the `different` ones."""
     return np.searchsorted(different(clip), clip.frames_T)
 
 
 def in_order(clip: EncodedClip, video: NDArray[np.uint8]) -> EncodedClip:
-    """The clip over the bytes of its `different` frames alone."""
+    """The clip with `video`, the bytes of only its `different` frames."""
     return changed(clip, video=video, offsets=None, frames_T=places(clip))
 
 
 def laid(clip: EncodedClip, place: NDArray[np.uint8]) -> EncodedClip:
-    """A gathered clip whose bytes are the first of `place`."""
+    """A gathered clip whose bytes are at the start of `place`."""
     assert clip.blocks is not None and clip.offsets is None
     return changed(clip, video=place[: (int(clip.frames_T.max()) + 1) * clip.blocks.frame_bytes])

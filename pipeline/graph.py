@@ -1,7 +1,7 @@
 """DALI: encoded bytes in, uint8 frames out, no state. The only file that imports it (pipeline/README.md, "DALI").
 
-A graph holds no reader and no random operator; every run is fed from outside. On the CPU DALI decodes (of a JPEG only the
-window that is sampled) and OpenCV resamples in threads; on a GPU decoding and resampling are one graph. B clips, T sampled
+A graph has no reader and no random operator; every run is fed from outside. On the CPU DALI decodes (only the sampled window
+of a JPEG) and OpenCV resamples in threads; on a GPU decoding and resampling are one graph. B clips, T sampled
 frames, S output size.
 """
 
@@ -38,17 +38,21 @@ log = logging.getLogger(__name__)
 
 UINT8, INT32, FLOAT = types.DALIDataType.UINT8, types.DALIDataType.INT32, types.DALIDataType.FLOAT
 Geometry = Literal["opencv", "warp", "resize"]
-# how, picture, which pixel of the packed picture is its first (x, y), where to write
+# resampler, picture, x and y of its first pixel in the packed picture, where to write
 Job = tuple[Resampler, NDArray[np.uint8], int, int, list[NDArray[np.uint8]]]
 FRAMES_PER_RUN = {"cpu": 256, "cuda": 1280}  # bounds memory: 75 or 375 MiB of decoded 320-px pictures per run
-MORE_TRIES = 2  # of a clip that alone found too little memory, where others found enough: it may have been short for a moment
-MANY = 6  # clips of one run that fail in the same words: no coincidence
+MORE_TRIES = 2  # for a clip that ran out of memory alone while others did not: memory may have been short for a moment
+MANY = 6  # clips of one run that fail with the same message: no coincidence
 
 
 class Feed(NamedTuple):
-    """What a clip feeds to the graph's inputs: its samples, one `data` each, and what is the same for all of them.
+    """A clip's inputs for the graph.
 
-    frames: numbers of the wanted ones of a video, which is one sample. places: (T,) which decoded picture each frame is.
+    Attributes:
+        data: its samples.
+        same: the inputs that are the same for all of its samples.
+        places: (T,), the decoded picture that each frame shows.
+        frames: numbers of the wanted frames of a video, which is one sample.
     """
 
     data: Sequence[NDArray[np.uint8] | memoryview]
@@ -58,7 +62,7 @@ class Feed(NamedTuple):
 
 
 class RunClip(NamedTuple):
-    """A clip of one DALI run: its row in the output, and what it feeds."""
+    """A clip of one DALI run: its row in the output, and its inputs."""
 
     row: int
     clip: EncodedClip
@@ -70,7 +74,7 @@ def _input(name: str, dtype: Any, ndim: int) -> Any:
 
 
 def _resample(frames: Any, geometry: Geometry, size: int) -> Any:
-    """Packed pictures or sequences to size x size."""
+    """Resample packed pictures or sequences to size x size."""
     if geometry == "warp":  # DALI's warp takes continuous coordinates: the map as it is
         matrix = _input("matrix", FLOAT, 2)
         return fn.warp_affine(frames, matrix=matrix, size=(size, size), fill_value=0, inverse_map=True)
@@ -84,8 +88,8 @@ def _resample(frames: Any, geometry: Geometry, size: int) -> Any:
 def jpeg_graph(geometry: Geometry, size: int, device: str, share: float = 1.0, width: int = 0, height: int = 0) -> Any:
     """One JPEG per sample -> its sampled window ("opencv") or its size x size output. device: "cpu" or "mixed" (nvJPEG).
 
-    share: of the pictures for the GPU's engines. width, height: of the largest picture, for which memory is set aside (the
-    paddings of the decoder's other buffers, 16 and 8 MB a thread, are larger than any packed picture needs).
+    share: part of the pictures that the GPU's engines decode. width, height: size of the largest picture, for which memory is
+    preallocated (the decoder's other buffers, 16 and 8 MB per thread by default, are larger than any packed picture needs).
     """
     data = _input("data", UINT8, 1)
     if geometry == "opencv":
@@ -110,11 +114,14 @@ def video_graph(geometry: Geometry, size: int, device: str) -> Any:
 class DaliDecoder:
     """`FrameDecoder` on DALI for concatenated JPEGs (`codec="jpeg"`) and video containers (any other codec).
 
-    size: output pixels. device: "cpu" or "cuda[:n]" (nvJPEG, NVDEC). geometry: "opencv" (CPU only) | "warp" (DALI
-    warp_affine) | "resize" (DALI slice with black padding + resize of a window); None = the fastest measured: "opencv" on
-    the CPU, else "warp". engine_share: of JPEGs for the GPU's engines; where its CUDA cores take a part (DALI's default is
-    0.65), a picture's last bits depend on its place in the batch (pipeline/README.md, "The hand-over to the GPU").
-    run_pictures: decoded at once; None: `FRAMES_PER_RUN`.
+    Args:
+        size: side of the output in pixels.
+        device: "cpu" or "cuda[:n]" (nvJPEG, NVDEC).
+        geometry: "opencv" (CPU only) | "warp" (DALI warp_affine) | "resize" (DALI slice with black padding + resize of a
+            window); None = the fastest measured: "opencv" on the CPU, else "warp".
+        engine_share: share of JPEGs that the GPU's engines decode. If its CUDA cores decode the rest (DALI's default is 0.65),
+            a picture's last bits depend on its place in the batch (pipeline/README.md, "The hand-over to the GPU").
+        run_pictures: pictures decoded at once; None: `FRAMES_PER_RUN`.
     """
 
     def __init__(
@@ -147,11 +154,11 @@ class DaliDecoder:
         self._pool.shutdown()
 
     def clips_per_run(self, num_frames: int) -> int:
-        """How many clips of so many frames DALI decodes at once."""
+        """How many clips of `num_frames` frames DALI decodes at once."""
         return max(1, self.run_pictures // num_frames)
 
     def inputs(self, clips: Sequence[EncodedClip]) -> list[Feed]:
-        """What each clip feeds to the graph. Raises ValueError if DALI would decode one of them wrongly in silence."""
+        """The graph's inputs for each clip. Raises ValueError if DALI would silently decode one of them wrongly."""
         if self.jpeg:
             return [Feed(jpegs.pictures, self._same(clip), jpegs.places)
                     for clip, jpegs in zip(clips, jpeg_slices(clips), strict=True)]
@@ -162,7 +169,7 @@ class DaliDecoder:
                 for clip in clips]
 
     def _ready(self, clips: dict[int, EncodedClip]) -> tuple[list[RunClip], dict[int, str]]:
-        """Clips by row that can be decoded, and why others cannot: each is looked at alone where one of them cannot."""
+        """The clips that can be decoded, and row -> reason of the others; if one fails, each is checked alone."""
         try:
             feeds = self.inputs(list(clips.values())) if clips else []
         except ValueError as error:
@@ -173,7 +180,7 @@ class DaliDecoder:
         return [RunClip(row, clip, feed) for (row, clip), feed in zip(clips.items(), feeds, strict=True)], {}
 
     def _same(self, clip: EncodedClip) -> dict[str, NDArray[Any]]:
-        """The geometry's inputs."""
+        """The inputs that the geometry needs for a clip."""
         if self.geometry == "warp":
             return {"matrix": clip.output_to_packed.astype(np.float32)}
         if self.geometry == "resize":
@@ -184,14 +191,14 @@ class DaliDecoder:
         return {"anchor": np.array([y1, x1], np.int32), "shape": np.array([y2 - y1, x2 - x1], np.int32)}
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
-        """Bring one run's output into its rows of `out_BTSS3`."""
+        """Write one run's output into its rows of `out_BTSS3`."""
         if self.geometry == "opencv":
             self._resample(clips, output, out_BTSS3)
         else:
             _copy(clips, output, out_BTSS3)
 
     def _decode_run(self, clips: list[RunClip], out_BTSS3: Tensor) -> dict[int, str]:
-        """One run; where it fails, a run per clip, so that only damaged ones are lost. UserError as in `_attempt`."""
+        """One run; if it fails, a run per clip, to lose only damaged ones. Raises like `_attempt` and `_only_damage`."""
         why = self._attempt(clips, out_BTSS3)
         if why is None:
             return {}
@@ -206,15 +213,15 @@ class DaliDecoder:
         return self._only_damage(clips, why, failed)
 
     def _one_by_one(self, clips: list[RunClip], out_BTSS3: Tensor) -> dict[int, str]:
-        """A run per clip; why some could not be decoded, by row."""
+        """A run per clip; returns row -> reason of those that could not be decoded."""
         alone = ((clip.row, self._attempt([clip], out_BTSS3)) for clip in clips)
         return {row: why for row, why in alone if why is not None}
 
     def _only_damage(self, clips: list[RunClip], why: str, failed: dict[int, str]) -> dict[int, str]:
-        """The clips that `failed` alone, after all of them together for a reason; MachineError if the machine is at fault."""
+        """Return `failed`, the clips that failed alone after all together did; raise UserError if no clip is to blame."""
         words = set(failed.values()) or {why}
         faults = {fault.kind: fault for fault in map(machine_fault, words) if fault is not None}
-        everywhere = len(failed) in (0, len(clips))  # one that asks for too much memory, of many, has a damaged header
+        everywhere = len(failed) in (0, len(clips))  # a single clip of many that needs too much memory has a damaged header
         fault = faults.get("format") or (faults.get("memory") if everywhere else None)
         if fault is not None:
             named = [clip.clip.key for clip in clips if failed.get(clip.row) == fault.reason]
@@ -228,11 +235,11 @@ class DaliDecoder:
         return failed
 
     def _attempt(self, clips: list[RunClip], out_BTSS3: Tensor) -> str | None:
-        """One run into its rows; why it failed. MachineError for a fault that the next run would meet, too."""
+        """One run into its rows; returns why it failed. MachineError for a fault that would make the next run fail too."""
         try:
             output = self._run(clips)
         except (RuntimeError, MemoryError) as error:
-            self._pipeline = None  # DALI's is dead after an error
+            self._pipeline = None  # DALI cannot use it again after an error
             why = reason(error)
             fault = machine_fault(why)
             if fault is not None and fault.lasting:
@@ -245,14 +252,14 @@ class DaliDecoder:
         """DALI's output. Raises RuntimeError if a clip is damaged."""
         feeds = [clip.feed for clip in clips]
         counts = [len(feed.data) for feed in feeds]
-        # Without a copy, and for less than what a list of arrays costs.
+        # No copy, and cheaper than a list of arrays.
         tensors = list(map(TensorCPU, itertools.chain.from_iterable(feed.data for feed in feeds)))
         self._fed = {"data": TensorListCPU(tensors, contiguous=False)}  # type: ignore[call-overload]  # not in DALI's stubs
         if feeds[0].frames is not None:
             self._fed["frames"] = [feed.frames for feed in feeds]
         for name in feeds[0].same:  # one dense array is fed much faster than a list of small ones
             self._fed[name] = np.repeat(np.stack([feed.same[name] for feed in feeds]), counts, axis=0)
-        # Of JPEGs as many as the clips could have, lest the next run's few more make another graph.
+        # For JPEGs as many samples as the clips can have: a few more in the next run must not require another graph.
         pipeline = self._built(clips, sum(len(clip.clip.frames_T) if self.jpeg else 1 for clip in clips))
         for name, fed in self._fed.items():
             pipeline.feed_input(name, fed)
@@ -260,18 +267,18 @@ class DaliDecoder:
         return output
 
     def graph(self) -> Callable[..., Pipeline]:
-        """What makes the graph, from geometry, size and device."""
+        """The function that builds the graph from `graph_arguments`."""
         return jpeg_graph if self.jpeg else video_graph
 
     def graph_arguments(self, clips: list[RunClip]) -> tuple[Any, ...]:
-        """What the graph is made of, for clips of one packed size."""
+        """Arguments of `graph`, for clips of one packed size."""
         if self.device.type == "cpu":
             return self.geometry, self.size, "cpu"
         packed = [max(getattr(run.clip, name) for run in clips) for name in ("packed_width", "packed_height")]
         return self.geometry, self.size, "mixed", *((self.engine_share, *packed) if self.jpeg else ())
 
     def executor(self) -> dict[str, bool]:
-        """On a CPU nothing overlaps: DALI's simplest, which keeps its output's memory, is the cheapest."""
+        """Options of DALI's executor. On a CPU nothing overlaps: the simplest, which keeps its output's memory, is cheapest."""
         simplest = dict.fromkeys(("exec_dynamic", "exec_async", "exec_pipelined"), False)
         return simplest if self.device.type == "cpu" else {}
 
@@ -312,12 +319,12 @@ class DaliDecoder:
 
 @pipeline_def
 def input_graph(*_: Any) -> Any:
-    """Takes what `jpeg_graph` takes with geometry "warp", and gives it back."""
+    """Takes the inputs of `jpeg_graph` with geometry "warp", and returns them."""
     return _input("data", UINT8, 1), _input("matrix", FLOAT, 2)
 
 
 class InputOnlyDecoder(DaliDecoder):
-    """All that a GPU's decoder of JPEGs does on the host, without a GPU: nothing is decoded, frames hold anything."""
+    """The host's part of decoding JPEGs on a GPU, without a GPU: nothing is decoded, and frames have arbitrary content."""
 
     def __init__(self, size: int) -> None:
         super().__init__("jpeg", size, geometry="warp", num_threads=1, run_pictures=FRAMES_PER_RUN["cuda"])
@@ -326,11 +333,11 @@ class InputOnlyDecoder(DaliDecoder):
         return input_graph
 
     def executor(self) -> dict[str, bool]:
-        """A GPU's."""
+        """The options for a GPU."""
         return {}
 
     def place(self, clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
-        """Nothing came."""
+        """Nothing to write."""
 
 
 def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
@@ -338,7 +345,7 @@ def _copy(clips: list[RunClip], output: Any, out_BTSS3: Tensor) -> None:
     frames = torch.from_dlpack(output.as_tensor()).flatten(0, -4)
     starts = itertools.accumulate((1 + int(clip.feed.places.max()) for clip in clips), initial=0)
     sources = np.concatenate([start + clip.feed.places for start, clip in zip(starts, clips, strict=False)])
-    if not np.array_equal(sources, np.arange(len(frames))):  # some are repeated, or wanted in another order
+    if not np.array_equal(sources, np.arange(len(frames))):  # some frames are repeated or wanted in another order
         frames = frames.index_select(0, torch.from_numpy(sources).to(frames.device))
     frames = frames.view(len(clips), *out_BTSS3.shape[1:])
     first, last = clips[0].row, clips[-1].row
@@ -363,7 +370,7 @@ def _resample_jobs(jobs: list[Job]) -> None:
 
 
 def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:
-    """The map as DALI's slice + resize want it: an int box with room for the taps, a window inside it (y before x)."""
+    """The map in the form of DALI's slice + resize: an int box with room for the taps, a window inside it (y before x)."""
     corners_xy = affine.apply(clip.output_to_packed, np.array([[0.0, 0.0], [size, size]]))
     low, high = np.floor(corners_xy.min(0)) - 1, np.ceil(corners_xy.max(0)) + 1
     (start_x, start_y), (stop_x, stop_y) = corners_xy - low

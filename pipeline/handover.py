@@ -7,7 +7,7 @@ Who waits for whom:
 
 1. All work that makes a batch (decoding, colour jitter, copies) is started in `Lane.work`, on the lane's stream.
 2. A thread of the loader waits for that stream at the end of `work`, never for another stream or the whole device.
-3. So a batch that leaves its lane is complete. Its consumer needs no event, and no kernel of the consumer is waited for.
+3. So a batch that leaves its lane is complete: its consumer needs no event, and nothing waits for the consumer's kernels.
 4. `take` marks the batch as used by the consumer's stream: its memory goes back to the lane's stream only when the consumer's
    kernels that were queued until it was freed have run.
 """
@@ -42,7 +42,7 @@ class Lane:
         if self._stream is None:
             yield
             return
-        # The device first: at its end `stream` returns to the device that it found, and would make a context on GPU 0 for it.
+        # The device first: on exit, `stream` restores the device that it found, which would create a context on GPU 0.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             try:
                 yield
@@ -61,7 +61,7 @@ class Turns:
         self._pool = ThreadPoolExecutor(len(lanes), "svdata2vec-lane") if len(lanes) > 1 else None
 
     def over(self, source: Iterable[Item], job: Callable[[Lane, Item], Result]) -> Generator[tuple[Item, Lane, Result]]:
-        """`job(lane, item)` of every item, in order, as many at once as there are lanes; a lane is idle when it is given."""
+        """`job(lane, item)` of every item, in order, one per lane at a time; a yielded lane is idle."""
         if self._pool is None:
             for item in source:
                 yield item, self.lanes[0], job(self.lanes[0], item)
@@ -79,7 +79,7 @@ class Turns:
             if errors:
                 raise errors[0]
         finally:
-            wait([future for _, _, future in pending])  # no lane is left working unnoticed
+            wait([future for _, _, future in pending])  # leave no lane working in the background
 
     def close(self) -> None:
         """Release decoders and threads; may be called twice."""
@@ -107,7 +107,7 @@ def _finished(pending: "deque[tuple[Item, Lane, Future[Result]]]") -> tuple[Item
 
 
 def take(batch: ClipBatch) -> ClipBatch:
-    """For the consumer: its current stream uses the batch, whose memory goes back to the lane only after that."""
+    """Mark a batch as used by the consumer's current stream: its memory goes back to the lane only after that."""
     for tensor in batch.tensors().values():
         if tensor.is_cuda:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))

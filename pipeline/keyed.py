@@ -17,7 +17,7 @@ _two_words = struct.Struct("<2Q").unpack
 
 
 class _NoSeed(np.random.bit_generator.ISeedSequence):
-    """Philox asks the system for a seed, which takes twenty microseconds and more, before it is given its key."""
+    """Saves Philox asking the system for a seed, twenty microseconds or more, before its key is set."""
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
         return np.zeros(n_words, dtype)
@@ -26,9 +26,9 @@ class _NoSeed(np.random.bit_generator.ISeedSequence):
 class KeyedDraws:
     """Makes generators, each for one purpose; equal arguments give equal draws on every machine.
 
-    The 128-bit Philox key is the BLAKE2b hash of the parts; what they are and their lengths are hashed too, so that
-    ("a", "bc") and ("ab", "c"), or 1 and "1", are different keys; a whole number is the same key in every type, NumPy's too.
-    A generator lasts until the next one is asked for, which replaces it: constructing one takes longer than most draws.
+    The 128-bit Philox key is the BLAKE2b hash of the parts; their types and lengths are hashed too, so that ("a", "bc") and
+    ("ab", "c"), or 1 and "1", are different keys. A whole number gives the same key as Python's int and as any NumPy type.
+    A generator is valid until the next call, which reuses it: constructing one takes longer than most draws.
 
     Raises TypeError for a part that is neither a whole number nor text.
     """
@@ -42,14 +42,14 @@ class KeyedDraws:
         }
 
     def __call__(self, *parts: int | np.integer | str) -> np.random.Generator:
-        """A generator for its purpose, a word, and what else tells it from others."""
+        """A generator keyed by its purpose, a word, and by the values that distinguish it from others."""
         digest = hashlib.blake2b(b"".join(map(_bytes_of, parts)), digest_size=16).digest()
         self._key["key"] = _two_words(digest)
         self._philox.state = self._state
         return self._generator
 
 
-@functools.lru_cache(maxsize=256, typed=True)  # all but the clip's name is the same for a batch
+@functools.lru_cache(maxsize=256, typed=True)  # all parts but the clip's name are the same for a batch
 def _bytes_of(part: int | np.integer | str) -> bytes:
     kind, word = (b"s", part) if isinstance(part, str) else (b"i", str(operator.index(part)))
     text = word.encode()
@@ -57,5 +57,5 @@ def _bytes_of(part: int | np.integer | str) -> bytes:
 
 
 def keyed_generator(*parts: int | np.integer | str) -> np.random.Generator:
-    """A generator of its own (`KeyedDraws`)."""
+    """A new generator (`KeyedDraws`) that no other call replaces."""
     return KeyedDraws()(*parts)

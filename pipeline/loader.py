@@ -1,6 +1,6 @@
 """`ClipLoader`: batches of a split, prefetched in the background, in an order that any later run can continue.
 
-The place of a run is (epoch, clips consumed by all ranks together). The order of an epoch and every clip's augmentation
+The position of a run is (epoch, clips consumed by all ranks together). The order of an epoch and every clip's augmentation
 are pure functions of (seed, epoch, key), so nothing else has to be saved, and the next batch after a resume is equal bit
 for bit; with another number of ranks or another batch size no clip is lost or repeated.
 """
@@ -34,7 +34,7 @@ STATE_VERSION = 1
 
 
 class ClipLoader:
-    """Batches of one split of a shard set. Iterating gives the rest of the current epoch; the next iteration the next one.
+    """Batches of one split of a shard set. Iterating yields the rest of the current epoch, iterating again the next epoch.
 
     Args:
         shards: an open shard set. split: name of one of its splits.
@@ -44,32 +44,32 @@ class ClipLoader:
             an evaluation, each clip exactly once over all ranks.
         seed: of the order and of all plans.
         rank, world_size: which of how many processes share the split.
-        device: where batches arrive: "cpu", "cuda:n", or "cuda", the GPU that is PyTorch's current one when iteration begins.
+        device: where batches arrive: "cpu", "cuda:n", or "cuda", which is PyTorch's current GPU when iteration begins.
             On a GPU the frames are decoded there.
         decoder: "dali", or "reference" (OpenCV and PyAV, slow).
         num_threads: decoding threads; for codecs that DALI cannot decode on a CPU, decoder processes.
         engine_share: share (0..1) of JPEGs that a GPU's engines decode, its CUDA cores the rest; only with 0 or 1 a clip has
             the same bits in every batch.
         run_pictures: pictures that DALI decodes at once; None: 256 on a CPU, 1,280 on a GPU.
-        num_readers: processes that read and plan clips (local shards): where one interpreter is too slow for a GPU's decoder;
+        num_readers: processes that read and plan clips (local shards), if one interpreter is too slow for a GPU's decoder;
             0 = a thread does it.
         prefetch: batches ready ahead of the consumer; as many again are read and planned ahead of the decoder.
-        video, joints: which of the two a batch has. Without video nothing is decoded.
+        video, joints: whether batches have them. Without video nothing is decoded.
         limit: use the first n clips of the split only, or only these index rows (int64 array).
         last_batch: clips that do not fill a step: "drop" (default in training) or "partial" (always in evaluation; in
-            training all ranks get equally many). An epoch that continues with other batches drops none.
+            training all ranks get equally many). An epoch that is continued with other batch sizes drops none.
         smallest_batch: clips that each rank needs for a step.
-        max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none. Otherwise one clip of an evaluation always is.
+        max_bad_rate: tolerated share (0..1) of unusable clips; 0 = none. Otherwise an evaluation always tolerates one clip.
         check_hashes: compare each tar with the manifest's sha256 when it is first read.
-        seen: in training, the frames that the batches' consumer looks at; where pictures lie apart others may be repeats of
-            them, which need not be decoded. None: all frames are there.
+        seen: in training, the frames that the consumer of the batches uses. If pictures are stored one by one, the other
+            frames may be repeats of these, which saves decoding them. None: all frames are decoded.
 
     Threads and DALI start with the first iteration; `close` (or `with`) ends them. A loader may be pickled, and used again
     in a child process, forked or spawned by multiprocessing (after a bare os.fork leave by os._exit, or DALI's exit handler
     crashes the child).
 
     Attributes:
-        step_clips: clips of all ranks together in the step of the batch that was handed out last.
+        step_clips: clips of all ranks together in the step of the last batch that was handed out.
 
     Raises UserError for an unknown split and for arguments that cannot be met.
     """
@@ -172,14 +172,14 @@ class ClipLoader:
 
     @property
     def num_processes(self) -> int:
-        """Processes that read; a set behind a URL waits in threads, with one cache."""
+        """Number of reader processes; a set behind a URL is read by threads instead, which share a cache."""
         return self.num_readers if self.shards.read_threads == 1 else 0
 
     @property
     def most_ahead(self) -> int:
         """Batches that may be started or ready ahead of a consumer that pauses.
 
-        In each of the two queues `prefetch` and one that waits for room; one in every lane and process but one.
+        Each of the two queues holds `prefetch` batches and one that waits for room; each further lane and process holds one.
         """
         return 2 * (self.prefetch + 1) + self.num_lanes - 1 + max(self.num_processes - 1, 0)
 
@@ -190,7 +190,7 @@ class ClipLoader:
 
     @property
     def epochs_passed(self) -> Fraction:
-        """The place after the last batch that was handed out, in epochs; equal on all ranks."""
+        """The position after the last batch that was handed out, in epochs; equal on all ranks."""
         return self._epoch + Fraction(self._position, self.order.end(self._position) or 1)
 
     def batches_until(self, epochs: int) -> int:
@@ -214,7 +214,7 @@ class ClipLoader:
                 continue
             ready = self._next_ready()
             if (ready.epoch, ready.position) != (self._epoch, step[1]):
-                self._stop_stream()  # the next iteration begins at this loader's place
+                self._stop_stream()  # the next iteration starts at this loader's position
                 raise RuntimeError(
                     f"batch of epoch {ready.epoch}, position {ready.position} came for epoch {self._epoch}, position "
                     f"{step[1]}: two iterations of one loader ran at the same time; make a second loader"
@@ -234,15 +234,15 @@ class ClipLoader:
         self._epoch, self._position = int(epoch), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The place after the last batch that was handed out; equal on all ranks."""
-        over = self._epoch_is_over()  # then no other batch size finds clips left in it
+        """The position after the last batch that was handed out; equal on all ranks."""
+        over = self._epoch_is_over()  # store the next epoch: another batch size must not find clips left in this one
         return {
             "version": STATE_VERSION, "epoch": self._epoch + over, "position": 0 if over else self._position,
             "seed": self.order.seed, "fingerprint": self._fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. Raises UserError when it belongs to other data, another split or seed."""
+        """Continue where `state` was taken. Raises UserError if it belongs to other data, another split or seed."""
         mine = self.state_dict()
         for name, meaning in (("version", "format"), ("fingerprint", "shards, split or subset"), ("seed", "seed")):
             if state.get(name) != mine[name]:
@@ -259,7 +259,7 @@ class ClipLoader:
         self._epoch, self._position = int(state["epoch"]), int(state["position"])
 
     def close(self) -> None:
-        """End threads and decoder. The loader may be iterated again and continues where it was."""
+        """End threads and decoder. The loader may be iterated again, and then continues where it was."""
         if self._background is not None:
             self._background.close()
         self._background = None
@@ -275,7 +275,7 @@ class ClipLoader:
 
     def _begin_next_epoch(self) -> None:
         if not self.order.train:
-            self._stop_stream()  # its source has ended; in training the threads are at the next epoch already
+            self._stop_stream()  # its source is exhausted; in training the threads are already at the next epoch
         self._epoch, self._position = self._epoch + 1, 0
 
     def _epoch_is_over(self) -> bool:
@@ -292,7 +292,7 @@ class ClipLoader:
         return ready
 
     def make_producer(self) -> Producer:
-        """What the background threads run, for timing its halves alone; the caller must `close` it."""
+        """The work of the background threads; public so that its halves can be timed alone. The caller must `close` it."""
         fetcher = ClipFetcher(
             self.shards, self.plan, train=self.order.train, seed=self.order.seed, video=self.video, joints=self.joints,
             label_map=self.shards.label_map(self.split), check_hashes=self.check_hashes, seen=self.seen,
@@ -327,11 +327,11 @@ def _check_counts(**counts: int | None) -> None:
 
 
 def _check_seen(seen: FramesSeen | None, plan: PlanConfig, train: bool) -> None:
-    """Raise UserError where it would change what is seen."""
+    """Raise UserError if decoding only the seen frames would change what the model sees."""
     if seen is None:
         return
     if not train or seen.num_frames != plan.num_frames:
-        raise UserError(f"seen tells of {seen.num_frames} frames of training clips: expected train=True and a plan of as many")
+        raise UserError(f"seen is for {seen.num_frames} frames of training clips: expected train=True and a plan of as many")
     if plan.augment.contrast:
         raise UserError("seen is given with a plan that changes contrast, which takes the mean of all frames: leave it out")
 
@@ -344,9 +344,9 @@ def _select(rows: NDArray[np.int64], limit: int | NDArray[np.int64] | None, spli
             raise UserError(f"limit is {limit}: expected a number of clips, 1 or more, or an array of rows")
         return rows[:limit]
     wanted = np.asarray(limit)
-    if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu":  # a mask's numbers would be rows 0 and 1
+    if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu":  # a boolean mask would be taken for rows 0 and 1
         raise UserError(f"limit is {wanted.dtype} of shape {wanted.shape}: expected a number of clips, or a list of some of "
-                        f"shards.rows({split!r}), whole numbers; of a mask use np.flatnonzero")
+                        f"shards.rows({split!r}), whole numbers; for a mask use np.flatnonzero")
     wanted = wanted.astype(np.int64)
     foreign = wanted[~np.isin(wanted, rows)]
     if foreign.size:

@@ -18,16 +18,16 @@ def epoch_order(num_clips: int, seed: int, epoch: int, shuffle: bool) -> NDArray
 
 
 def entries_per_epoch(num_clips: int, weight: float) -> int:
-    """How many of a set's clips an epoch takes: `weight` times as many, rounded, but one at least if there is one."""
+    """Number of entries that an epoch takes from a set: `weight` times its clips, rounded, but at least one if it has clips."""
     return max(1, round(weight * num_clips)) if num_clips else 0
 
 
 def taken(num_clips: int, weight: float, seed: int, epoch: int, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The clips of a weighted set that an epoch takes: places 0..num_clips-1, and which time in this epoch each comes, from 0.
+    """The clips of a weighted set that an epoch takes: places 0..num_clips-1, and how often each came earlier in this epoch.
 
     A set is an endless sequence of passes over its clips, and every epoch takes the next `entries_per_epoch` of it: at any
-    time each clip has come as often as any other, or once more. Of a pass that an epoch ends in, the order is a permutation
-    keyed by (seed, pass, number of the set).
+    time each clip has come as often as any other, or once more. The order of a pass that is divided between epochs is a
+    permutation keyed by (seed, pass, number of the set).
     """
     count = entries_per_epoch(num_clips, weight)
     start, stop = epoch * count, (epoch + 1) * count
@@ -51,7 +51,8 @@ def taken_name(name: str, time: int) -> str:
 class EpochClips:
     """An epoch's entries in their order: index rows and views, for ranges of positions.
 
-    place_N, view_N: what an entry is of, a place in `rows` and a view; None = entry i is of place i // views, view i % views.
+    Attributes:
+        place_N, view_N: place in `rows` and view of each entry; None = entry i has place i // views and view i % views.
     """
 
     rows: NDArray[np.int64]
@@ -72,10 +73,13 @@ class EpochClips:
 class OrderConfig:
     """Everything that decides which clips a rank sees, and when.
 
-    rows: int64 index rows of the split. views: frame draws per clip (1 in training). batch_size: clips per rank and step.
-    drop_last: leave out the clips that do not fill a step, unless the epoch was begun with other batches. smallest_batch:
-    clips that each rank needs for a step. shares: of weighted sets, places in `rows` and a weight each (`taken`); () = every
-    row once.
+    Attributes:
+        rows: int64 index rows of the split.
+        views: frame draws per clip (1 in training).
+        batch_size: clips per rank and step.
+        drop_last: leave out the clips that do not fill a step, unless the epoch was started with other batch sizes.
+        smallest_batch: clips that each rank needs for a step.
+        shares: places in `rows` and weight of each weighted set (`taken`); () = every row once.
     """
 
     rows: NDArray[np.int64]
@@ -97,7 +101,7 @@ class OrderConfig:
         return len(self.rows) * self.views
 
     def clips(self, epoch: int) -> EpochClips:
-        """The entries of an epoch, all ranks': a pure function of the order's settings."""
+        """The entries of an epoch, for all ranks together: a pure function of these settings."""
         order_N = epoch_order(self.num_entries, self.seed, epoch, shuffle=self.train)
         if not self.shares:
             return EpochClips(self.rows, self.views, order_N)
@@ -115,14 +119,14 @@ class OrderConfig:
 
     @property
     def largest_part(self) -> int:
-        """The most clips that a rank has in one step: clips that are too few for a step are part of the one before."""
+        """The most clips that a rank has in one step: the last step takes in clips that are too few for one of their own."""
         return self.batch_size + (self.smallest_batch if self.drop_last else 0)
 
     def end(self, position: int) -> int:
-        """Where the steps of an epoch that continues at `position` end.
+        """The position at which an epoch that continues at `position` ends.
 
-        A position that is no multiple of a step was reached with other batches. Such an epoch leaves no clip out where it can
-        be helped: the clips that do not fill a step are one more step, or part of the last one if they are too few for all
+        A position that is not a multiple of the step size was reached with other batch sizes. Such an epoch leaves out no clip
+        if possible: the clips that do not fill a step are one more step, or part of the last one if they are too few for all
         ranks.
         """
         size = self.step_size
@@ -151,8 +155,10 @@ class OrderConfig:
         return list(pairwise(bounds))
 
     def parts_left(self, position: int) -> int:
-        """How many of `steps(position)` have a part for this rank. Training asks in every step: those before the last two, all
-        alike, are not listed."""
+        """How many of `steps(position)` have a part for this rank.
+
+        Called in every training step, so only the last two are listed: those before them are all alike.
+        """
         whole = max((self.end(position) - position) // self.step_size - 2, 0)
         return whole + sum(start < stop for start, stop in map(self.part, self.steps(position + whole * self.step_size)))
 

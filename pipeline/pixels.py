@@ -1,4 +1,4 @@
-"""Carries out on frames what `augment.py` drew for a clip: colour jitter and random erasing, where the frames are.
+"""Applies the augmentation that `augment.py` drew for a clip: colour jitter and random erasing, on the frames' device.
 
 T frames, H W picture, C colours.
 """
@@ -27,7 +27,7 @@ def apply_pixel_augment(video_THWC: Tensor, augment: PixelAugment) -> None:
 def _colour_map(video_THWC: Tensor, augment: PixelAugment) -> tuple[Tensor, Tensor]:
     """All four changes are affine in RGB, so they are one 3x3 matrix and one shift per clip.
 
-    The shift takes the clip's mean grey, which stays where the frames are: nothing here waits for a GPU.
+    The shift depends on the clip's mean grey, which stays on the frames' device: nothing here waits for a GPU.
     """
     grey_33 = np.tile(np.array(GREY_WEIGHTS), (3, 1))
     saturate_33 = augment.saturation * np.eye(3) + (1 - augment.saturation) * grey_33
@@ -36,7 +36,7 @@ def _colour_map(video_THWC: Tensor, augment: PixelAugment) -> tuple[Tensor, Tens
     shift_per_grey_3 = after_33 @ np.full(3, (1 - augment.contrast) * augment.brightness)
     host_53 = torch.from_numpy(np.stack([*matrix_33, shift_per_grey_3, GREY_WEIGHTS]))
     *matrix, per_grey_3, grey_3 = host_53.to(video_THWC.device, non_blocking=True)
-    sampled_N3 = video_THWC[:, ::4, ::4].reshape(-1, 3).to(torch.float32)  # a sixteenth is enough for a mean
+    sampled_N3 = video_THWC[:, ::4, ::4].reshape(-1, 3).to(torch.float32)  # a sixteenth of the pixels is enough for a mean
     mean_grey = sampled_N3.mean(0) @ grey_3.float()
     return torch.stack(matrix).float(), (mean_grey.double() * per_grey_3).float()
 

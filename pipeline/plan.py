@@ -1,4 +1,4 @@
-"""Clip plans: which frames of a clip are seen, through which one affine map. What is random in how a clip looks is drawn here.
+"""Clip plans: the frames of a clip that are seen, and one affine map. Everything random about a clip's look is drawn here.
 
 Frames, square crop around the sampled joints, and in training resize to 256, random-resized crop, resize to 224, mirror
 (pipeline/README.md, "What a clip looks like"): all of it composed into one map output -> source, applied to pixels once
@@ -76,8 +76,11 @@ class PlanConfig:
 class ClipPlan:
     """One clip as the model sees it.
 
-    frames_T: int64 frame numbers of the clip. output_to_source (2, 3): output pixels -> source pixels, centre of pixel
-    (i, j) = (j + 0.5, i + 0.5). flip: the map mirrors, so left and right joints change names. size: output pixels.
+    Attributes:
+        frames_T: int64 frame numbers of the clip.
+        output_to_source: (2, 3), output pixels -> source pixels; the centre of pixel (i, j) is (j + 0.5, i + 0.5).
+        flip: whether the map mirrors, so that left and right joints are swapped.
+        size: side of the output in pixels.
     """
 
     frames_T: NDArray[np.int64]
@@ -89,10 +92,14 @@ class ClipPlan:
 
 @dataclass(frozen=True)
 class People:
-    """The persons of several clips in their sampled frames, one clip after the other; one without persons has one, all missing.
+    """The persons of several clips in their sampled frames, clip after clip; a clip without persons has one, all missing.
 
-    joints_NTVC: source pixels, (0, 0) = missing; the joints that a clip has not, of those that others have, are missing.
-    clip_N: whose persons they are. place_N: their numbers in it. first_B: where each clip's begin. joints_B: V of each clip.
+    Attributes:
+        joints_NTVC: source pixels, (0, 0) = missing; so are joints that other clips have and this one lacks.
+        clip_N: the clip that each person belongs to.
+        place_N: number of the person within the clip.
+        first_B: the first person of each clip.
+        joints_B: V of each clip.
     """
 
     joints_NTVC: NDArray[np.floating]
@@ -110,16 +117,16 @@ class People:
         joints_NTVC = np.zeros(shape, poses[0].dtype)
         for first, pose, frames_T in zip(first_B.tolist(), poses, frames_BT, strict=True):
             room = joints_NTVC[first : first + len(pose), :, : pose.shape[2]]
-            pose.take(frames_T, axis=1, out=room, mode="clip")  # no frame lies outside, where "raise" would copy twice
+            pose.take(frames_T, axis=1, out=room, mode="clip")  # no frame is out of range; mode "raise" would copy twice
         clip_N = np.repeat(np.arange(len(poses)), counts_B)
         return cls(joints_NTVC, clip_N, np.arange(len(clip_N)) - first_B[clip_N], first_B, joints_B)
 
 
 @dataclass(frozen=True)
 class ClipPlans:
-    """The plans of several clips, `plans[i]` a `ClipPlan`, and their people.
+    """The plans of several clips (`plans[i]` is a `ClipPlan`), and their people.
 
-    each_coordinate: a zero x or y is missing by itself, as in the authors' code; else a joint is missing if both are zero.
+    each_coordinate: a zero x or y alone counts as missing, as in the authors' code; else a joint is missing if both are zero.
     """
 
     frames_BT: NDArray[np.int64]
@@ -148,10 +155,14 @@ def make_plans(
 ) -> ClipPlans:
     """The plan of each clip: a pure function, in training of (seed, epoch, key, view), else of (frame_seed, key, view).
 
-    `shows`: what the set's clips show, `view` of its manifest; of whole pictures nothing is cut, whatever `config.crop` is.
-    Evaluation: crop, resize; with frame_draw "original" number for number as the authors' code: its frames (drawn out of
-    as many as the annotation has), its rule that any zero is missing, no look at scores. Raises ValueError for a clip
-    without frames, with a pose of another length, or with joints that no picture can hold.
+    Evaluation: crop, resize; with frame_draw "original" number for number as the authors' code: its frames (drawn from as
+    many as the annotation has), its rule that any zero is missing, and scores ignored.
+
+    Args:
+        shows: what the set's clips show, `view` of its manifest. Whole pictures are not cropped, whatever `config.crop` is.
+
+    Raises:
+        ValueError: a clip without frames, with a pose of another length, or with joints far outside any picture.
     """
     for sample in samples:
         _check_pose(sample)
@@ -185,7 +196,7 @@ def _check_pose(sample: Sample) -> None:
 def _draw(
     keyed: KeyedDraws, meta: ClipMeta, view: int, config: PlanConfig, train: bool, seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], PixelAugment | None]:
-    """Frames of a clip, and in training the numbers in 0..1 of its window and (the last one) mirror, and its augmentation."""
+    """Frames of a clip; in training also the random numbers of its window and (the last) mirroring, and its augmentation."""
     if train:
         generator = keyed("train", seed, epoch, meta.key, view)
         first, length = draw_temporal_window(generator, meta.num_frames, config.augment.temporal_crop)
@@ -211,8 +222,8 @@ def _crops(
     if shows == "picture":
         return np.array([picture_square(width, height) for width, height in picture_B2.tolist()])
     if config.crop == "boxes":
-        # A left or upper edge that is 0 throughout is there all the same: the authors' code shows the whole picture then,
-        # of which a packed clip has only the part around its people.
+        # A left or upper edge that is 0 in all frames counts nevertheless: the authors' code would show the whole picture,
+        # but a packed clip has only the part around its people.
         boxes = [union_box(sample.box_T4, each_coordinate=original) or union_box(sample.box_T4) for sample in samples]
         box_B4 = _as_array(boxes)
     elif original:
@@ -234,7 +245,7 @@ def _as_array(boxes: Sequence[Box | None]) -> NDArray[np.float64]:
 def _counted(
     samples: Sequence[Sample], people: People, frames_BT: NDArray[np.int64], config: PlanConfig
 ) -> NDArray[np.floating]:
-    """The people's joints that crops are put around: where there are scores, not all (`counted_joints`)."""
+    """The joints that crops are put around: not all of them if there are scores (`counted_joints`)."""
     scored = [clip for clip, sample in enumerate(samples) if sample.score_MTV is not None]
     counted_NTVC = people.joints_NTVC.copy() if scored else people.joints_NTVC
     for clip in scored:
@@ -287,7 +298,7 @@ def resized_crops(share_BN: NDArray[np.float64], side: int, config: PlanConfig) 
 
 
 def on_whole_pixels(output_to_source: affine.Affine, packed_to_source: affine.Affine, size: int) -> affine.Affine:
-    """Maps close by, whose windows have their edges on whole packed pixels: cheaper to sample, as random as before.
+    """Nearby maps whose windows have their edges on whole packed pixels: cheaper to sample and just as random.
 
     An edge moves by at most one packed pixel. A window that is enlarged more than three times stays as it is.
     """
@@ -300,7 +311,7 @@ def on_whole_pixels(output_to_source: affine.Affine, packed_to_source: affine.Af
 
 
 def apply_to_joints(plans: ClipPlans, layouts: Sequence[JointLayout], persons: int) -> list[NDArray[np.float32]]:
-    """Of each clip float32 (persons, T, V, 2): the sampled joints in output pixels; (0, 0) = missing stays (0, 0).
+    """The sampled joints of each clip in output pixels, float32 (persons, T, V, 2); (0, 0) = missing stays (0, 0).
 
     Persons are cut or padded with missing joints; a mirrored plan swaps left and right joints.
     """
@@ -327,5 +338,5 @@ def apply_to_joints(plans: ClipPlans, layouts: Sequence[JointLayout], persons: i
 
 
 def _points(xy: NDArray[np.floating]) -> NDArray[np.complexfloating]:
-    """(..., 2) coordinates as (...) complex numbers: zeroed as a whole, a joint costs a tenth of what two coordinates do."""
+    """(..., 2) coordinates as (...) complex numbers: zeroing whole joints takes a tenth of the time of two coordinates."""
     return xy.view(np.result_type(xy.dtype, np.complex64))[..., 0]

@@ -1,4 +1,4 @@
-"""From positions of the global order to batches: what a loader's two threads do (read and plan; decode).
+"""From positions of the global order to batches: the work of a loader's two threads (read and plan; decode).
 
 B clips of a batch, T sampled frames, S output size.
 """
@@ -24,19 +24,21 @@ from svdata2vec.shards.errors import UserError
 
 log = logging.getLogger(__name__)
 
-STEPS_AHEAD = 8  # whose clips the shard set is told of
+STEPS_AHEAD = 8  # whose clips are announced to the shard set
 MAX_REPLACEMENTS = 20  # attempts to fill the place of one bad clip
 MORE_UNUSABLE = "run `svdata2vec verify`, or raise max_bad_rate (--data.max-bad-rate, where a command has it)"
-GRACE_CLIPS = 1000  # the rate is taken of at least so many clips: early on, one bad clip of ten says nothing
+GRACE_CLIPS = 1000  # the rate counts over at least this many clips: early on, one bad clip of ten proves nothing
 
 
 @dataclass
 class LoaderStats:
-    """Counts since the loader was made; they include what is prefetched, in training also of the next epoch.
+    """Counts since the loader was made; they include prefetched clips, in training also those of the next epoch.
 
-    wait_seconds: the consumer waited for a batch, the only time that costs training.
-    unusable: index rows of the clips that were skipped, each of them as often as it is met.
-    skipped_in_batches: in the batches that were handed out, places of clips that could not be used.
+    Attributes:
+        clips_skipped: unusable clips, each counted every time it comes.
+        skipped_in_batches: places of unusable clips in the batches that were handed out.
+        wait_seconds: time that the consumer waited for batches, the only time that costs training.
+        unusable: index rows of the clips that were skipped.
     """
 
     clips_read: int = 0
@@ -50,7 +52,7 @@ class LoaderStats:
 
 @dataclass(frozen=True)
 class Ready:
-    """A batch, how many of its clips could not be used, and the run's place after it.
+    """A batch, how many of its clips could not be used, and the run's position after it.
 
     `batch` is None if all its clips were unusable in an evaluation.
     """
@@ -63,7 +65,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Read:
-    """Planned clips of a step, how many could not be read, and the run's place after it."""
+    """Planned clips of a step, how many could not be read, and the run's position after it."""
 
     epoch: int
     position: int
@@ -73,15 +75,18 @@ class Read:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Frames of a step (None without any), and number -> reason of the clips that failed."""
+    """Frames of a step, None if there are none, and number -> reason of the clips that failed."""
 
     video_BTHWC: Video | None
     failed: dict[int, str]
 
 
 def most_unusable(order: OrderConfig, read: int, rate: float) -> float:
-    """How many clips may be unusable: in training a share of those read, early on of `GRACE_CLIPS`; in each pass of an
-    evaluation of all its clips (over all ranks), and one clip of any number, unless the rate is 0."""
+    """How many clips may be unusable.
+
+    In training a share of the clips read, early on of `GRACE_CLIPS`. In each pass of an evaluation a share of all its clips
+    (over all ranks), and at least one clip unless the rate is 0.
+    """
     if order.train:
         return rate * max(read, GRACE_CLIPS)
     return max(rate * order.num_entries, order.views if rate else 0)
@@ -90,7 +95,7 @@ def most_unusable(order: OrderConfig, read: int, rate: float) -> float:
 class Producer:
     """Makes the batches of one rank. `read` and `decode` run on a thread each and share only what is fetched.
 
-    Ends the run when more clips are unusable than a share `max_bad_rate` allows (`most_unusable`); 0 ends it at the first one.
+    Raises UserError, which ends the run, if more clips are unusable than the share `max_bad_rate` allows (`most_unusable`).
     """
 
     def __init__(
@@ -99,10 +104,10 @@ class Producer:
     ) -> None:
         self.order, self.fetcher, self.stats, self.readers = order, fetcher, stats, readers
         self.turns, self.max_bad_rate, self.device = Turns(lanes), max_bad_rate, device
-        self._skipped_before = 0  # of an evaluation: in its earlier passes, each of which may lose as many clips
+        self._skipped_before = 0  # in earlier passes of an evaluation: the limit holds for each pass alone
 
     def read(self, epoch: int, position: int) -> Generator[Read]:
-        """Planned clips, step by step, from a position on: without end in training, to the end of the epoch in evaluation."""
+        """Planned clips, step by step, from a position on: endlessly in training, to the end of the epoch in evaluation."""
         if not self.order.train:
             self._skipped_before = self.stats.clips_skipped
         fetched_steps = self.readers.over(self._steps(epoch, position))
@@ -167,7 +172,7 @@ class Producer:
     def _replace(self, bad_row: int, epoch: int, lane: Lane | None = None, out_1TSS3: Video | None = None) -> FetchedClip:
         """Another clip, drawn by a key, so that all ranks and any resumed run agree on it.
 
-        With a lane and `out_1TSS3` also decoded into the latter.
+        With a lane and `out_1TSS3` it is also decoded, into the latter.
         """
         key = self.fetcher.shards.index[bad_row]["key"].decode()
         for attempt in range(MAX_REPLACEMENTS):
@@ -243,7 +248,7 @@ class Producer:
         return kept, video
 
     def _decode_into(self, lane: Lane, clips: Sequence[FetchedClip], video_BTHWC: Video) -> dict[int, str]:
-        """`FrameDecoder.decode`. UserError if a tar was cut meanwhile."""
+        """`FrameDecoder.decode`. Raises UserError if a tar was truncated meanwhile."""
         assert lane.decoder is not None
         failed = lane.decoder.decode([clip.encoded for clip in clips if clip.encoded is not None], video_BTHWC)
         self.fetcher.shards.check_used()
@@ -251,5 +256,5 @@ class Producer:
 
 
 def _int64(numbers: Sequence[int]) -> torch.Tensor:
-    """As `torch.tensor`, in a tenth of the time."""
+    """The same as `torch.tensor`, in a tenth of the time."""
     return torch.from_numpy(np.array(numbers, np.int64))

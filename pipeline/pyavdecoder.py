@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class PyavDecoder:
-    """`FrameDecoder` over `num_workers` processes, each started at first use, and again where it has died.
+    """`FrameDecoder` over `num_workers` processes, each started at first use, and again if it has died.
 
     `decode` raises MachineError if one cannot be started.
     """
@@ -32,7 +32,7 @@ class PyavDecoder:
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
         self._pool: ThreadPoolExecutor | None = None
-        self._idle: SimpleQueue[_Worker | None] = SimpleQueue()  # None: one that is to be started
+        self._idle: SimpleQueue[_Worker | None] = SimpleQueue()  # None: one that has yet to be started
 
     def decode(self, clips: Sequence[EncodedClip], out_BTSS3: Tensor) -> dict[int, str]:
         if self._pool is None:
@@ -60,7 +60,7 @@ class PyavDecoder:
                 return worker.decode(clip, out_TSS3)
             except GoneError:
                 dead, worker = worker, None
-                log.warning("a decoder process died while it decoded clip %s; another takes its place", clip.key)
+                log.warning("a decoder process died while it decoded clip %s; starting another", clip.key)
                 return f"the decoder process died on it (exit status {dead.close()}, negative: by that signal)"
         finally:
             self._idle.put(worker)

@@ -1,5 +1,5 @@
-"""Clips are read, checked and planned in processes of their own, beside a training process that needs its interpreter for the
-GPU; or in threads of this one.
+"""Reads, checks and plans clips in separate processes, as the training process needs its interpreter for the GPU; or in
+threads of this process.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from svdata2vec.pipeline.workers import GoneError, WorkerProcess, not_started
 from svdata2vec.shards.blocks import Bytes
 from svdata2vec.shards.errors import WorkerDiedError
 
-Places = Iterable[Bytes | None]  # where each clip's frames are laid
+Places = Iterable[Bytes | None]  # where each clip's frames are written
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a rank reads for one batch: index rows and their views; and the run's place after it."""
+    """The index rows and views that a rank reads for one batch, and the run's position after it."""
 
     epoch: int
     position: int
@@ -32,14 +32,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of a step's clips."""
+    """A step and the outcome of each of its clips."""
 
     step: Step
     outcomes: list[Outcome]
 
 
 class ThreadReaders:
-    """Reads in the calling thread, or in several where reading means waiting for a network. slabs: as in `ProcessReaders`."""
+    """Reads in the calling thread, or in several threads if reading waits for a network. slabs: as in `ProcessReaders`."""
 
     def __init__(self, fetcher: ClipFetcher, threads: int, slabs: Slabs | None) -> None:
         self._fetcher, self._slabs = fetcher, slabs
@@ -66,8 +66,8 @@ class ThreadReaders:
 class ProcessReaders:
     """Reads in processes that take turns, a step each; started at first use.
 
-    Frames that lie apart are mapped here again: what was checked there reaches this process without a copy. With `slabs` they
-    are copied there into a slab, from which they are uploaded; it is held by the clips.
+    Frames that are stored one by one are checked there and mapped here again, so they reach this process without a copy. With
+    `slabs` a reader copies them into a slab, from which they are uploaded; the clips keep it in use.
 
     `over` raises WorkerDiedError when a process dies, MachineError if one cannot be started. Any error ends all of them.
     """
@@ -101,7 +101,7 @@ class ProcessReaders:
             raise
         finally:
             for _, _, process in pending:
-                if process in self._processes:  # otherwise all have been closed meanwhile
+                if process in self._processes:  # otherwise all have been closed already
                     with contextlib.suppress(GoneError):
                         process.receive()
 
@@ -135,7 +135,7 @@ class ProcessReaders:
 
 
 def _taken(slabs: Slabs | None) -> tuple[int | None, Places]:
-    """Number and rows of a slab for the next step; without slabs nothing is laid anywhere."""
+    """Number and rows of a slab for the next step; without slabs None, and frames stay where they are."""
     return (None, repeat(None)) if slabs is None else slabs.take()
 
 

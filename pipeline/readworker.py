@@ -1,6 +1,6 @@
 """A reader process: takes rows of the index, reads, checks and plans their clips. `readers.py` starts it.
 
-The first request is a pickled `ClipFetcher` and the file of slabs in which clips in blocks are laid.
+The first request is a pickled `ClipFetcher` and the file of slabs into which clips in blocks are written.
 """
 
 import pickle
@@ -14,7 +14,7 @@ from svdata2vec.shards.blocks import Bytes
 
 
 class Request(NamedTuple):
-    """Clips of one step. slab: number of the one that their frames are laid in, None: they stay in their tars."""
+    """Clips of one step. slab: number of the slab that their frames are written to; None: they stay in their tars."""
 
     rows: list[int]
     epoch: int
@@ -24,14 +24,14 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of each clip, without mapped bytes. error: the one that ends the run instead."""
+    """Outcome of each clip, without mapped bytes. error: an exception that ends the run instead."""
 
     outcomes: list[Outcome]
     error: Exception | None = None
 
 
 class Reader:
-    """The process's side."""
+    """Answers requests, in the reader process."""
 
     def __init__(self) -> None:
         self._fetcher: ClipFetcher | None = None
@@ -55,7 +55,7 @@ class Reader:
         return Answer(list(map(self._fetcher.unmapped, outcomes)))
 
     def _rows(self, slab: int) -> Bytes:
-        """The rows of a slab."""
+        """The rows of a slab, which is mapped at first use."""
         assert self._file is not None
         if slab not in self._slabs:
             self._slabs[slab] = self._file.map(slab)
@@ -63,5 +63,5 @@ class Reader:
 
 
 def answering(descriptors: list[int]) -> Reader:
-    """Answers the requests of `readers.py`; the file of slabs is open, if there is one."""
+    """What answers the requests of `readers.py`. The file of slabs, if there is one, is open in this process."""
     return Reader()

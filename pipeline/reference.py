@@ -1,4 +1,4 @@
-"""The reference decoder: a plan carried out slowly and plainly, which the others are compared with.
+"""The reference decoder: executes a plan slowly but simply; the other decoders are compared with it.
 
 PyAV or OpenCV decodes, NumPy resamples. B clips, T sampled frames, S output size.
 """
@@ -33,7 +33,7 @@ class ReferenceDecoder:
         return failed
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Nothing to release."""
 
 
 def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
@@ -52,7 +52,8 @@ def _decode(clip: EncodedClip) -> list[NDArray[np.uint8]]:
 def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     """Exact bilinear sampling with black outside: columns, then rows, in float64.
 
-    Not by products with matrices of weights: NumPy's own threads wait for each other spinning, beside busy programs for long.
+    Matrix products would do the same, but the threads of NumPy's BLAS spin while they wait for each other, which takes long
+    on a busy machine.
     """
     across_HSC = _between_neighbours(picture_HWC, 1, output_to_packed[0, 0], output_to_packed[0, 2], size)
     both_SSC = _between_neighbours(across_HSC, 0, output_to_packed[1, 1], output_to_packed[1, 2], size)
@@ -60,7 +61,7 @@ def resample(picture_HWC: NDArray[np.uint8], output_to_packed: NDArray[np.float6
 
 
 def _between_neighbours(picture: NDArray[Any], axis: int, scale: float, shift: float, size: int) -> NDArray[np.float64]:
-    """`size` pixels along an axis: sums of source pixels j by the hat function around their mapped centres, two of each."""
+    """`size` pixels along an axis: each the sum of its two nearest source pixels j, weighted by the hat function."""
     centre_S = scale * (np.arange(size) + 0.5) + shift
     first_S = np.floor(centre_S - 0.5)
     padded = np.pad(picture, [(2, 2) if other == axis else (0, 0) for other in range(picture.ndim)])  # black

@@ -44,10 +44,10 @@ def draw_frames(
 ) -> NDArray[np.int64]:
     """T frame numbers (int64) of an n-frame clip, as the authors' code draws them.
 
-    See pipeline/README.md, "What a clip looks like". fresh: no whole number was drawn from the generator yet, which makes the
-    same draws cheaper.
+    See pipeline/README.md, "What a clip looks like". fresh: no integer has been drawn from the generator yet, so that a faster
+    method gives the same draws.
 
-    n >= 2T: one uniform frame per segment, the i-th from i n // T on. T <= n < 2T: all in order, skipping n-T of T+1 gaps.
+    n >= 2T: one uniform frame per segment, the i-th from i n // T. T <= n < 2T: all in order, skipping n-T of T+1 gaps.
     n < T: T consecutive frames from a random start, modulo n.
     """
     return _draw(
@@ -57,9 +57,9 @@ def draw_frames(
 
 
 def _below(generator: np.random.Generator, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A number below each of these: those of `generator.integers(lengths)`, in a third of its time, if no half of a word waits.
+    """A number below each length: that of `generator.integers(lengths)` in a third of the time, if no half word is buffered.
 
-    (Which throws away a word that would favour some numbers, one in a hundred million, and takes the next.)
+    (`integers` also rejects one word in a hundred million, which would favour some numbers, and draws the next.)
     """
     if len(lengths) % 2:  # half a word is left, which `integers` keeps for the next draw
         return generator.integers(lengths)
@@ -70,7 +70,7 @@ def _below(generator: np.random.Generator, lengths: NDArray[np.int64]) -> NDArra
 def draw_frames_original(num_frames: int, clip_frames: int) -> NDArray[np.int64]:
     """The frames that the authors' released evaluation draws, number for number.
 
-    Its generator is `RandomState(255)`, made anew for each clip; one `rand()` and one `randint(1)` are drawn first and
+    Its generator is a new `RandomState(255)` for each clip; one `rand()` and one `randint(1)` are drawn first and
     discarded (a temporal crop of ratio 1). Clips shorter than T start at frame 0, without a draw.
     """
     state = np.random.RandomState(ORIGINAL_SEED)
@@ -82,8 +82,8 @@ def draw_frames_original(num_frames: int, clip_frames: int) -> NDArray[np.int64]
 def spread_frames(num_frames: int, clip_frames: int, view: int = 0, views: int = 1) -> NDArray[np.int64]:
     """T frame numbers (int64) of an n-frame clip without a draw: the middle of each of T equal segments.
 
-    Several views see the middles of as many equal parts of each segment. n < T: T consecutive frames from the start (of
-    the view's part of the clip) on, modulo n.
+    With several views each segment is divided into one equal part per view, and each view sees the middle of its part.
+    n < T: T consecutive frames from the start of the clip (or of the view's part of it), modulo n.
     """
     if num_frames < 1 or clip_frames < 1:
         raise ValueError(f"cannot take {num_frames} frames out of a clip of {clip_frames}: both must be at least 1")

@@ -1,7 +1,7 @@
-"""Which frames of a training clip the student's video encoder looks at: no other need be decoded. Imports no torch.
+"""Which frames of a training clip the student's video encoder sees; the others need not be decoded. Imports no torch.
 
-Masks hide most frames, and one that is encoded is seen with its neighbours in time: where masks keep 13 of 40 frames, 34.6 are
-looked at. B clips, T sampled frames, E encoded frames.
+Masks hide most frames, but each encoded frame is seen with its neighbours in time: with masks that keep 13 of 40 frames, 34.6
+are seen on average. B clips, T sampled frames, E encoded frames.
 """
 
 import math
@@ -18,9 +18,9 @@ from svdata2vec.shards.reading.joined import own_key
 def frame_order(
     keyed: KeyedDraws, seed: int, epoch: int, key: str, num_frames: int
 ) -> tuple[NDArray[np.int64], np.random.Generator]:
-    """(T,) the order in which a clip's masks take its frames, and the generator, with which its first mask goes on.
+    """(T,) the order in which a clip's masks take its frames, and the generator, from which its first mask draws next.
 
-    key: as batches name the clip; of several sets `SET/KEY`, which draws by KEY alone.
+    key: as batches name the clip; with several sets this is `SET/KEY`, of which only KEY decides the draws.
     """
     generator = keyed("mask", seed, epoch, own_key(key))
     return generator.permutation(num_frames), generator
@@ -30,7 +30,7 @@ def frame_order(
 class FramesSeen:
     """The frames that the masks of a run let its video encoder see: a pure function of (seed, epoch, key), as masks are.
 
-    num_frames: T. encoded: E, that a clip's masks choose from. reach: neighbours on either side that are seen with each.
+    num_frames: T. encoded: E, the frames that a clip's masks choose from. reach: neighbours seen on either side of each.
     """
 
     num_frames: int
@@ -49,16 +49,16 @@ class FramesSeen:
 
     @property
     def mean(self) -> float:
-        """Frames of a clip that are seen, on average over all masks."""
+        """Number of a clip's frames that are seen, averaged over all masks."""
         frames, all_choices = range(self.num_frames), math.comb(self.num_frames, self.encoded)
         around = [min(t + self.reach + 1, self.num_frames) - max(t - self.reach, 0) for t in frames]
         return sum(1 - math.comb(self.num_frames - near, self.encoded) / all_choices for near in around)
 
 
 def only_seen(frames_BT: NDArray[np.int64], seen_BT: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Frame numbers in which one that is not seen repeats the seen one before it (or, at the start, behind it).
+    """Frame numbers with each unseen frame replaced by the seen one before it (or, at the start, the one after it).
 
-    A decoder decodes a number that occurs again only once.
+    A decoder decodes a repeated number only once.
     """
     last_BT = np.maximum.accumulate(np.where(seen_BT, np.arange(seen_BT.shape[1]), -1), axis=1)
     place_BT = np.where(last_BT < 0, seen_BT.argmax(axis=1)[:, None], last_BT)

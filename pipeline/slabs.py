@@ -1,6 +1,6 @@
-"""Memory in which readers, also in other processes, put clips' bytes for an upload: a slab holds a step's clips, a row each.
+"""Memory into which readers, also in other processes, write clips' bytes for an upload: a slab has a row per clip of a step.
 
-Imports no torch: reader processes start quickly. R rows, N bytes of a row.
+Imports no torch, so that reader processes start quickly. R rows, N bytes per row.
 """
 
 import logging
@@ -18,18 +18,18 @@ log = logging.getLogger(__name__)
 
 
 class PageLock(Protocol):
-    """Locks memory in its place, so that a device reads it without the host."""
+    """Page-locks memory, so that a device reads it without the host."""
 
     def lock(self, whole: Bytes) -> str | None:
-        """None, or why not."""
+        """Lock the memory; returns None, or the reason if it cannot be locked."""
 
     def unlock(self, whole: Bytes) -> None:
-        """What was locked."""
+        """Unlock memory that `lock` locked."""
 
 
 @dataclass(frozen=True)
 class SlabFile:
-    """Where slabs lie: a file without a name. Every process that has it open maps them."""
+    """The unnamed file that holds the slabs. Every process that has it open can map them."""
 
     descriptor: int
     rows: int
@@ -37,11 +37,11 @@ class SlabFile:
 
     @property
     def slab_bytes(self) -> int:
-        """Whole pages."""
+        """Size of a slab in bytes, a multiple of the page size."""
         return -(-self.rows * self.row_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def map(self, number: int) -> Bytes:
-        """All bytes of a slab, to read and write."""
+        """All bytes of a slab, mapped for reading and writing."""
         return np.frombuffer(mmap.mmap(self.descriptor, self.slab_bytes, offset=number * self.slab_bytes), np.uint8)
 
     def rows_of(self, whole: Bytes) -> Bytes:
@@ -52,11 +52,11 @@ class SlabFile:
 class Slabs:
     """Slabs of one size, as many as are in use at once. One thread takes them, any may release them.
 
-    Uploads read a slab as long as its rows are held: whatever starts one holds them until it is complete.
+    A slab is reused once nothing refers to its rows: code that starts an upload keeps a reference until it is complete.
 
     Args:
-        rows, row_bytes: of a slab.
-        lock: locks each in its place; asked in the thread that takes. Where it refuses, the driver copies once more.
+        rows, row_bytes: size of a slab.
+        lock: page-locks each slab, in the thread that takes it. If it refuses, the driver copies the bytes once more.
     """
 
     def __init__(self, rows: int, row_bytes: int, lock: PageLock | None) -> None:
@@ -67,16 +67,16 @@ class Slabs:
         self._held: list[weakref.ref[Bytes]] = []
 
     def take(self) -> tuple[int, Bytes]:
-        """Number and rows (R, N) of a slab that nobody holds any more, or a new one."""
+        """Number and rows (R, N) of a slab that is no longer in use, or of a new one."""
         number = next((number for number, held in enumerate(self._held) if held() is None), len(self._slabs))
         if number == len(self._slabs):
             self._add(number)
-        whole = np.frombuffer(self._slabs[number].data, np.uint8)  # the base of all its views: itself of no array
+        whole = np.frombuffer(self._slabs[number].data, np.uint8)  # base of all views of it, itself based on no array
         self._held[number] = weakref.ref(whole)
         return number, self.file.rows_of(whole)
 
     def close(self) -> None:
-        """Unlock them and close the file; may be called twice. No upload may be under way; holders of rows may keep reading."""
+        """Unlock all slabs and close the file; may be called twice. No upload may be running; rows stay readable."""
         while self._locked and self._lock is not None:
             self._lock.unlock(self._locked.pop())
         if not self._closed:

@@ -1,6 +1,6 @@
-"""What a model sees of a batch's clips: decoded frames, or frames in blocks that are decoded where they are sampled.
+"""The video of a batch's clips: decoded frames, or frames in blocks that are decoded when they are sampled.
 
-`BlockClips` stand for the frames that they decode to, and go wherever those go: to a device, into a batch, a model, a captured
+`BlockClips` take the place of the frames that they decode to everywhere: on a device, in a batch, a model, a captured CUDA
 graph. Only the functions of this file tell the two apart. B clips, T frames, K kept frames, E bytes of a stored frame, S side
 of the output, H W picture, C colours.
 """
@@ -21,8 +21,10 @@ from svdata2vec.shards.blocks import BlockFormat
 class BlockClips:
     """uint8 frames (B, T, S, S, 3) that have not been decoded.
 
-    blocks_BTE: uint8, the stored frames of each clip. frame_BT: int64, which of them is frame t; short clips repeat some, and
-    what follows the last one is not read. map_B4: int64, from output to packed pictures (`functional.block_maps`).
+    Attributes:
+        blocks_BTE: uint8, the stored frames of each clip; those after the last frame in use are not read.
+        frame_BT: int64, the stored frame that is frame t; short clips repeat some.
+        map_B4: int64, from output to packed pictures (`functional.block_maps`).
     """
 
     blocks_BTE: Tensor
@@ -35,14 +37,14 @@ class BlockClips:
     def empty(
         cls, num_clips: int, num_frames: int, size: int, form: BlockFormat, device: str | torch.device
     ) -> "BlockClips":
-        """Memory for so many clips."""
+        """Uninitialised memory for `num_clips` clips."""
         blocks = torch.empty((num_clips, num_frames, form.frame_bytes), dtype=torch.uint8, device=device)
         frames, maps = (torch.zeros((num_clips, count), dtype=torch.int64, device=device) for count in (num_frames, 4))
         return cls(blocks, frames, maps, form, size)
 
     @property
     def shape(self) -> torch.Size:
-        """Of the decoded frames."""
+        """Shape of the decoded frames."""
         return torch.Size((*self.frame_BT.shape, self.size, self.size, 3))
 
     @property
@@ -59,7 +61,7 @@ class BlockClips:
 
     @property
     def nbytes(self) -> int:
-        """As they are stored."""
+        """Bytes of the clips as they are stored here, not decoded."""
         return sum(tensor.nbytes for tensor in self._tensors())
 
     @property
@@ -70,7 +72,7 @@ class BlockClips:
         return len(self.frame_BT)
 
     def __getitem__(self, clips: slice | list[int]) -> "BlockClips":
-        """Some of the clips; of a slice in the same memory."""
+        """Some of the clips; a slice shares the memory."""
         return self._with([tensor[clips] for tensor in self._tensors()])
 
     def to(self, device: str | torch.device, non_blocking: bool = False) -> "BlockClips":
@@ -80,7 +82,7 @@ class BlockClips:
         return self._with([tensor.clone() for tensor in self._tensors()])
 
     def copy_(self, other: "BlockClips") -> None:
-        """Take over other clips of this shape. Raises ValueError for frames that are stored otherwise."""
+        """Copy other clips of this shape into these. Raises ValueError if their format or size differs."""
         if (self.form, self.size) != (other.form, other.size):
             raise ValueError(f"clips of {other.form} and size {other.size}, expected {self.form} and {self.size}")
         for mine, given in zip(self._tensors(), other._tensors(), strict=True):
@@ -96,7 +98,7 @@ class BlockClips:
         return gather_blocks(self.blocks_BTE, self.frame_BT, self.map_B4, keep_BK, form, self.size, **options)
 
     def every_frame(self, **options: Any) -> Tensor:
-        """(B, T, C, S, S), each frame in channels-last memory: `gather_blocks` of all frames, a window of one each."""
+        """(B, T, C, S, S), each frame in channels-last memory: `gather_blocks` of all frames with windows of one."""
         B, T = self.frame_BT.shape
         keep_BK = torch.arange(T, device=self.device).expand(B, T)
         return self.gather(keep_BK, window=1, **options).unflatten(0, (B, T))
@@ -112,7 +114,7 @@ Video: TypeAlias = Tensor | BlockClips  # uint8 RGB (B, T, H, W, C), decoded or 
 
 
 def frames_of(video_BTHWC: Video) -> Tensor:
-    """The frames themselves."""
+    """The decoded frames, (B, T, H, W, C)."""
     if isinstance(video_BTHWC, Tensor):
         return video_BTHWC
     levels = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "dtype": torch.uint8}

@@ -21,18 +21,20 @@ _EXIT_SECONDS = 5
 
 
 class GoneError(Exception):
-    """The process has ended without an answer. No OSError: those are of what is asked or of this process."""
+    """The process has ended without an answer. Not an OSError: those come from the request or from this process."""
 
 
 class WorkerProcess:
-    """A process that answers requests by what `module.answering(descriptors)` returns; these files are open there too.
+    """A process that answers requests with the function that `module.answering(descriptors)` returns there.
+
+    descriptors: files that stay open in it.
 
     `send` and `receive` raise GoneError. Raises OSError if it cannot be started (`not_started`).
     """
 
     def __init__(self, module: str, descriptors: Sequence[int]) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)}
-        # -P: with -m alone a queue.py in the folder where a run was started would take the place of Python's own.
+        # -P: with -m alone, a queue.py in the current folder would shadow that of the standard library.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, module, *map(str, descriptors)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=descriptors, env=environment,
@@ -66,7 +68,7 @@ class WorkerProcess:
 
 
 def not_started(error: OSError, job: str, option: str) -> MachineError:
-    """Why a process that does a job, as many as an option says, cannot be started."""
+    """The error for a process that cannot be started. job: what it does; option: the one that sets the number of processes."""
     return MachineError(
         f"a process that {job} cannot be started ({error.strerror or error}): take fewer of them ({option}), or end what else "
         "uses memory, processes or open files (`ulimit -a` lists the limits)"
@@ -83,7 +85,7 @@ def serve(answer: Callable[[Any], Any]) -> None:
         while True:
             pickle.dump(answer(pickle.load(requests)), answers, protocol=pickle.HIGHEST_PROTOCOL)
             answers.flush()
-    os._exit(0)  # nothing is left to be saved, and a pipe that broke need not be told again
+    os._exit(0)  # nothing is left to save, and a broken pipe needs no second report
 
 
 if __name__ == "__main__":

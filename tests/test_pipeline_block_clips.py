@@ -59,7 +59,7 @@ def video(batch: ClipBatch) -> BlockClips:
 def test_frames_are_those_that_a_cpu_decodes(
     uploads: None, monkeypatch: pytest.MonkeyPatch, shards: ShardSet, train: bool
 ) -> None:
-    """To one grey level: OpenCV's weights have the same digits, but are rounded twice."""
+    """Within one grey level: OpenCV's weights have the same digits, but are rounded twice."""
     found = batches(shards, train=train)
     monkeypatch.setattr(loader, "make_decoder", lambda *_: BlockClipDecoder(1))
     expected = batches(shards, train=train)
@@ -83,7 +83,7 @@ def test_reader_processes_and_whole_clips_give_the_same(
 
 
 def test_colours_and_erased_windows_are_those_of_decoded_frames(uploads: None, shards: ShardSet) -> None:
-    """Where pixels are changed the loader decodes on the device and hands over frames."""
+    """With augmentation of pixels the loader decodes on the device and hands over frames."""
     augment = AugmentConfig(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1, erase_probability=1.0)
     changed = batches(shards, plan=replace(PLAN, augment=augment))[0].video_BTHWC
     plain = frames_of(video(batches(shards)[0]))

@@ -41,7 +41,7 @@ def encoded(num_frames: int, frames: list[int], output_to_packed: np.ndarray, pa
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), num_frames=st.integers(1, 8), packed=st.sampled_from([32, 96, 160]), whole=st.booleans())
 def test_windows_equal_decode_then_resample(seed: int, num_frames: int, packed: int, whole: bool) -> None:
-    """To the bit: what is decoded of a frame, in another decoder's memory, changes nothing. Mirrored, outside, enlarged."""
+    """Bit for bit, whichever part of a frame is decoded in whichever memory. Mirrored, outside, enlarged."""
     rng = np.random.default_rng(seed)
     low, extent = rng.uniform(-0.5, 0.9, 2) * packed, rng.uniform(0.1, 1.4, 2) * packed
     if whole:
@@ -101,7 +101,7 @@ def test_where_the_frames_lie_is_known_without_them(shards: ShardSet) -> None:
 
 
 def test_damage_is_found_and_named(shards: ShardSet) -> None:
-    """One bit of one frame: `verify` names clip and frame, the loader leaves the clip out where it takes that frame."""
+    """One bit of one frame: `verify` names clip and frame; the loader leaves the clip out if it samples that frame."""
     entry, column = shards.index[4], shards.manifest.components.index("blocks")
     tar = shards.tars[int(entry["shard"])]
     assert shards.manifest.blocks is not None
@@ -126,7 +126,7 @@ def test_damage_is_found_and_named(shards: ShardSet) -> None:
     (12, 25, "bytes, expected 70416 for 25 frames of .* bits; copy the shard again, or pack again$"),
 ])
 def test_a_header_of_another_kind_is_a_damaged_clip(shards: ShardSet, place: int, value: int, message: str) -> None:
-    """Frames have sums of their own, and those of another version look like any others: the loader reads the header, too."""
+    """Frames of another version of the format have valid sums too, so the loader also has to read the header."""
     entry, column = shards.index[4], shards.manifest.components.index("blocks")
     tar, table = shards.tars[int(entry["shard"])], shards.sample(4, video=False, table=True)
     assert table.offsets is not None
@@ -139,7 +139,7 @@ def test_a_header_of_another_kind_is_a_damaged_clip(shards: ShardSet, place: int
 
 
 def test_a_clip_of_another_length_is_refused_when_the_set_is_opened(tmp_path: Path) -> None:
-    """Whatever the checksums say: an index whose sums agree gives a clip's blocks another size."""
+    """Although the checksums agree: the index gives a clip's blocks another size."""
     shards = write_shards(tmp_path, [("clip", 5, clip_parts("clip", 5, codec="blocks", size=64))], codec="blocks", size=64)
     for change in (-7, 64):
         index = np.array(shards.index)
@@ -166,7 +166,7 @@ def test_a_manifest_that_states_no_format_or_another_codec_is_refused(shards: Sh
 
 @pytest.mark.parametrize("name", ["manifest.json", "index.npy", "sums.npy", "shard-000001.tar", "skipped.jsonl"])
 def test_a_file_that_may_not_be_read_is_named(shards: ShardSet, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Whoever runs the tests may read everything: the system's answer is made up."""
+    """The user who runs the tests may be allowed to read everything, so the system's answer is faked."""
     folder, message = Path(shards.root), f"{name}: this user may not read it; change its permissions"
     (folder / "skipped.jsonl").touch()
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != name)

@@ -35,12 +35,12 @@ def summed(tmp_path) -> ShardSet:
 
 @pytest.fixture
 def shards(summed) -> ShardSet:
-    """As packed by 0.2.0, without checksums: what is damaged must be found by reading and decoding it."""
+    """As packed by 0.2.0, without checksums: damage must be found by reading and decoding."""
     return without_sums(Path(summed.root))
 
 
 def damage(shards: ShardSet, row: int, component: str, content: Content = None, at: float = 0.0) -> None:
-    """Overwrite a clip's component inside its tar, from the share `at` of it on (None = zeros up to its end)."""
+    """Overwrite a clip's component inside its tar, starting at the share `at` of it (None = zeros up to its end)."""
     column = shards.manifest.components.index(component)
     entry = shards.index[row]
     size = int(entry["size"][column])
@@ -59,7 +59,7 @@ def run(shards: ShardSet, *, train: bool = True, batch_size: int = 4, **options)
 
 
 def test_a_damaged_clip_is_told_of_once(shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
-    """Not in every epoch, and its tar once in a line."""
+    """Not in every epoch, and the line names its tar only once."""
     damage(shards, 5, "pose.npy", None, 0.0)
     with caplog.at_level(logging.WARNING), ClipLoader(shards, "all", PLAN, batch_size=4, train=True) as loader:
         for _ in range(4):
@@ -123,7 +123,7 @@ def test_the_replacement_does_not_depend_on_batches_or_ranks(shards):
 
 
 def test_of_clips_that_are_read_together_only_the_damaged_ones_fail(summed):
-    """Each with its own reason; the others are what they are alone, in every bit."""
+    """Each with its own reason; the other clips are bit for bit what they are without the damaged ones."""
     with ClipLoader(summed, "all", PLAN, batch_size=4, train=True) as loader:
         producer = loader.make_producer()
         fetcher, rows = producer.fetcher, list(range(12))
@@ -242,7 +242,7 @@ def test_checksums_find_what_nothing_else_can_tell(summed, caplog, train):
 
 
 def test_a_frame_is_compared_before_it_is_decoded_and_others_do_not_matter(summed, monkeypatch):
-    """One bit in one frame: a clip is lost where it takes that frame, and gives the same pixels where it does not."""
+    """One bit in one frame: a clip is lost if that frame is sampled, and has the same pixels if not."""
     row, frame = 4, 3
     offsets = summed.sample(row).offsets
     before, _ = run(summed, train=False, batch_size=1)
@@ -309,7 +309,7 @@ def test_a_tar_truncated_while_it_is_read_ends_in_one_clear_error(shards):
 def test_a_tar_truncated_between_reading_and_decoding_is_no_damaged_clip(
     summed: ShardSet, decoder: DecoderName, train: bool
 ) -> None:
-    """Pictures are mapped and were compared when they were read: what is gone since reads as zeros, in every clip."""
+    """Pictures are mapped and were checked when they were read: bytes that are gone since then read as zeros, in every clip."""
     with ClipLoader(summed, "all", PLAN, batch_size=4, train=train, decoder=decoder, max_bad_rate=1.0) as loader:
         producer = loader.make_producer()
         read = next(producer.read(0, 0))

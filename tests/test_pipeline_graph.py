@@ -33,7 +33,7 @@ def encoded(codec: str, num_frames: int, frames: list[int], output_to_packed: np
 
 
 def random_map(generator: np.random.Generator, packed: int = 96) -> np.ndarray:
-    """Any window, also far outside the picture, mirrored half of the time."""
+    """A random window, possibly far outside the picture, mirrored half of the time."""
     low, extent = generator.uniform(-0.5, 0.9, 2) * packed, generator.uniform(0.1, 1.4, 2) * packed
     window = affine.window_map((low[0], low[1], low[0] + extent[0], low[1] + extent[1]), SIZE)
     return affine.compose(window, affine.mirror_map(SIZE)) if generator.random() < 0.5 else window
@@ -245,7 +245,7 @@ def test_a_run_may_have_a_picture_more_than_the_one_before():
 
 
 def test_an_error_while_pictures_are_resampled_ends_the_run(monkeypatch):
-    """And so nothing is handed on before all of them are."""
+    """So nothing is passed on before all of them are done."""
     decoder = DaliDecoder("jpeg", SIZE)
     monkeypatch.setattr(graph_module, "_resample_jobs", Mock(side_effect=cv2.error("out of memory")))
     with pytest.raises(cv2.error, match="out of memory"):
@@ -290,7 +290,7 @@ def test_many_damaged_clips_do_not_grow_memory(jpeg_decoder):
 
 
 def test_concealed_damage_in_h264_is_found():
-    """FFmpeg paints over what it cannot decode and goes on: such a clip must not pass for a good one.
+    """FFmpeg conceals what it cannot decode and continues: such a clip must not pass for a good one.
 
     Damage within a picture's coefficients can be a valid stream of other coefficients: no decoder sees all of it.
     """
@@ -331,7 +331,7 @@ def test_a_killed_decoder_process_is_replaced():
 def test_a_decoder_process_that_cannot_be_started_is_an_error_and_started_later(
     monkeypatch: pytest.MonkeyPatch, died_before: bool
 ) -> None:
-    """Nothing waits for it for ever, and nothing stays open."""
+    """Nothing waits for it forever, and nothing stays open."""
     decoder, clips = PyavDecoder(1), [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
     if died_before:
         assert not decode(decoder, clips)[1]
@@ -370,7 +370,7 @@ def test_geometry_is_checked():
 @pytest.mark.parametrize("geometry", ["warp", "resize"])
 @pytest.mark.parametrize("codec", ["jpeg", "video"])
 def test_dali_knows_every_operator_of_the_gpu_graphs(codec: str, geometry: str) -> None:
-    """Operators, argument names and devices are checked when a graph is written down, which needs no GPU."""
+    """Operators, argument names and devices are checked when a graph is built, which needs no GPU."""
     build = jpeg_graph if codec == "jpeg" else video_graph
     written = build(geometry, SIZE, "mixed", batch_size=2, num_threads=1, device_id=None).serialize()
     decoder = b"decoders__Image" if codec == "jpeg" else b"decoders__Video"
@@ -379,7 +379,7 @@ def test_dali_knows_every_operator_of_the_gpu_graphs(codec: str, geometry: str) 
 
 
 def test_the_gpus_decoder_is_told_its_share_and_the_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that its engines take what they should, and no buffer grows while a run lasts."""
+    """So that its engines take their share, and no buffer grows during a run."""
     decode_image, given = graph_module.fn.decoders.image, {}
 
     def note(data, **options):
@@ -398,7 +398,7 @@ def test_the_gpus_decoder_is_told_its_share_and_the_largest_picture(monkeypatch:
 
 
 class Rows:
-    """Rows of frames that say they are on a GPU, and write down when they are filled."""
+    """Rows of frames that claim to be on a GPU, and record when they are filled."""
 
     is_cuda, device = True, torch.device("cuda", 0)
 
@@ -415,7 +415,7 @@ class Rows:
 def test_what_a_gpu_decoded_has_been_copied_before_dali_goes_on(
     rows: list[int], places: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DALI's next run may write to the same memory, on a stream of its own: the copy's is waited for, no other."""
+    """DALI's next run may write to the same memory, on its own stream: only the copy's stream is waited for."""
     events: list[str] = []
 
     def current(device: torch.device) -> SimpleNamespace:

@@ -103,7 +103,7 @@ def test_closing_closes_every_decoder():
 
 @pytest.fixture
 def events(monkeypatch):
-    """What is asked of CUDA, in order; waiting for the whole device is forbidden."""
+    """Records the calls to CUDA, in order; waiting for the whole device is forbidden."""
     written = []
 
     class Stream:
@@ -128,7 +128,7 @@ def events(monkeypatch):
 
     @contextlib.contextmanager
     def at_home(device):
-        """What `torch.cuda.stream` puts back at its end is the stream of the device that it found."""
+        """On exit, `torch.cuda.stream` restores the stream of the device that was current before."""
         here.append(device)
         try:
             yield
@@ -160,7 +160,7 @@ def test_a_lane_works_on_a_stream_of_its_own_and_waits_for_that_alone(events):
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_lane_that_fails_waits_for_its_stream_too(events, monkeypatch, broken):
-    """Its memory is free then. The first error is told, also where the stream itself is broken."""
+    """Then its memory is free. The first error is raised, even if the stream itself is broken."""
     lane = Lane(None, torch.device("cuda"))
     if broken:
         def fail(stream):
@@ -174,7 +174,7 @@ def test_a_lane_that_fails_waits_for_its_stream_too(events, monkeypatch, broken)
 
 
 def test_a_loader_on_a_gpu_has_two_lanes(events, tmp_path, monkeypatch):
-    """Each with a decoder and a stream of its own: the GPU decodes for one while the host feeds the other."""
+    """Each has its own decoder and stream: the GPU decodes for one while the host feeds the other."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(ClipLoader, "new_decoder", lambda loader: Closed())

@@ -33,7 +33,7 @@ class FakeStream:
 
 @dataclass
 class Block:
-    """Memory; its last uses as stream -> number of the operation there."""
+    """A block of memory; its last uses are stream -> number of the operation there."""
 
     home: FakeStream
     uses: dict[FakeStream, int] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class FakeGpu:
             self.local.stream = before
 
     def empty(self) -> Buffer:
-        """A block of the current stream: a free one, if there is."""
+        """A block for the current stream: a free one, if there is any."""
         with self.lock:
             for block, events in list(self.pending):
                 if all(stream.waited >= number for stream, number in events.items()):
@@ -108,7 +108,7 @@ class FakeGpu:
             block.uses[stream] = stream.queued
 
     def release(self, buffer: Buffer) -> None:
-        """The last reference goes: at once for the stream of the block, after an event on each other stream that was marked."""
+        """Free a block after its last reference: at once for its own stream, else after an event on each recorded stream."""
         with self.lock:
             block = buffer.block
             events = {stream: stream.queued for stream in block.marked if stream is not block.home}
@@ -127,7 +127,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 
 def play(gpu: FakeGpu, lanes: int) -> list[int]:
-    """A loader and a training run: decode in the lanes, jitter and upload, take, compute; how far training lay behind."""
+    """A loader and a training run: decode in the lanes, jitter and upload, take, compute; returns how far training lagged."""
     turns = Turns([Lane(None, CUDA) for _ in range(lanes)])
 
     def decode(lane: Lane, step: int) -> Buffer:
@@ -155,7 +155,7 @@ def play(gpu: FakeGpu, lanes: int) -> list[int]:
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_no_buffer_is_read_early_or_reused_before_its_consumer_is_done(lanes: int, gpu: FakeGpu) -> None:
-    """Memory does come back after a record, and nothing waits for training between two of them."""
+    """Memory is freed after a record, and nothing waits for training between two of them."""
     behind = play(gpu, lanes)
     assert not gpu.races
     assert gpu.reused >= BATCHES // 2 and len(gpu.blocks) <= 2 * (2 * STEPS_PER_RECORD + lanes)
@@ -176,7 +176,7 @@ def no_wait(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_stream(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decoding on a stream that is nobody's, while the lane waits for its own."""
+    """Decoding on a stream that nobody waits for, as the lane waits for its own."""
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: gpu.on(FakeStream(gpu)))
 
 

@@ -37,12 +37,12 @@ def coco(tmp_path_factory) -> ShardSet:
 
 @pytest.fixture(scope="module")
 def kinect(tmp_path_factory) -> ShardSet:
-    """Clips of the same names as `coco`."""
+    """Clips with the same names as those of `coco`."""
     return kinect_set(tmp_path_factory.mktemp("two") / "kinect", 5)
 
 
 def clips_of(shards: ShardSet, *, epoch: int = 0, train: bool = True, **more) -> dict[str, tuple]:
-    """Of an epoch: name -> (frames, joints, label)."""
+    """The clips of an epoch: name -> (frames, joints, label)."""
     options = {"train": train, "last_batch": "partial", "decoder": "reference", **more}
     with ClipLoader(shards, "all", PLAN, batch_size=4, **options) as loader:
         loader.set_epoch(epoch)
@@ -102,7 +102,7 @@ def test_an_epoch_of_weighted_sets_takes_what_they_say() -> None:
 def test_what_an_epoch_takes_is_what_a_loader_gives(
     rows: Sequence[int], weights: tuple[float, ...], expected: int, coco: ShardSet, kinect: ShardSet
 ) -> None:
-    """Of all rows, or of few labels, which may all be of one set; one clip at least of a set that has some."""
+    """From all rows, or from few labels, which may all be of one set; at least one clip of each set that has any."""
     joined, chosen = JoinedShards([coco, kinect], "coco17", weights), np.array(rows)
     assert taken_per_epoch(joined, chosen) == expected
     with ClipLoader(joined, "all", PLAN, batch_size=1, train=True, video=False, limit=chosen) as loader:
@@ -282,7 +282,7 @@ def test_commas_divide_sets_unless_a_folder_has_one(tmp_path: Path) -> None:
 
 
 def test_no_two_clips_have_one_name_whatever_the_folders_are_called(tmp_path: Path) -> None:
-    """The second folder of a name gets a number, which may be part of another one's."""
+    """The second folder with a name gets a number, and the result may be another folder's name."""
     places = ["a/set", "b/set", "c/set-1"]
     sets = [shard_set(tmp_path / place, 2, size=32, first_seed=10 * i) for i, place in enumerate(places)]
     joined = JoinedShards(sets)

@@ -267,7 +267,7 @@ def test_limit_takes_a_number_or_rows(shards):
         ({"train": False, "last_batch": "drop"}, "would leave clips out"),
         ({"rank": 3, "world_size": 2}, "^rank is 3: expected a whole number from 0 to 1$"),
         ({"limit": 0}, "limit is 0: expected a number of clips, 1 or more"),
-        ({"limit": np.arange(23) > 19}, r"^limit is bool of shape \(23,\): expected a number.*of a mask use np\.flatnonzero$"),
+        ({"limit": np.arange(23) > 19}, r"^limit is bool of shape \(23,\): expected a number.*for a mask use np\.flatnonzero$"),
         ({"limit": True}, r"^limit is bool of shape \(\): expected a number of clips, or a list"),
         ({"limit": [0.5, 2.9]}, r"^limit is float64 of shape \(2,\): expected .* of shards\.rows\('all'\), whole numbers"),
         ({"limit": [[1, 2]]}, r"^limit is int64 of shape \(1, 2\)"),
@@ -336,7 +336,7 @@ def test_a_loader_works_in_a_child_process(shards, method):
 
 @pytest.mark.parametrize("codec", ["jpeg", "blocks"])
 def test_cuda_is_the_current_gpu_of_whoever_iterates(codec, tmp_path, monkeypatch):
-    """Decoders, streams and memory of a loader are on one GPU, whatever is the current one of the threads that use them."""
+    """Decoders, streams and memory of a loader are on one GPU, whichever is current in the threads that use them."""
     shards, streams, second = shard_set(tmp_path, 2, codec=codec), [], torch.device("cuda", 1)
     for name, fake in {"device_count": lambda: 2, "current_device": lambda: 1, "Stream": streams.append}.items():
         monkeypatch.setattr(torch.cuda, name, fake)

@@ -159,7 +159,7 @@ def test_memory_that_is_short_now_and_then_makes_no_clip_a_damaged_one(
 def test_a_damaged_clip_among_good_ones_is_left_out(
     shards: ShardSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, words: str
 ) -> None:
-    """One that asks for more memory than there is, where the others do not, has a damaged header."""
+    """A clip that alone needs more memory than there is has a damaged header."""
     Planted(words, key="clip00005").install(monkeypatch)
     with caplog.at_level(logging.WARNING):
         keys, loader = load(shards)

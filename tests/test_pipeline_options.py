@@ -70,7 +70,7 @@ def test_a_wrong_value_is_refused_under_the_name_of_its_option(option, values, f
 
 
 def test_the_configuration_needs_no_torch():
-    """The command line's help must not wait for it, nor for DALI."""
+    """The command line's help must not wait for importing it or DALI."""
     program = "import sys, svdata2vec.config.schema; sys.exit(bool({'torch', 'nvidia.dali', 'cv2'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
@@ -95,7 +95,7 @@ def test_a_saved_configuration_names_the_field_too(change, message):
 
 
 class Mean(torch.nn.Module):
-    """Two scores out of a clip's pixels."""
+    """Two scores computed from a clip's pixels."""
 
     def forward(self, video_BTHWC, joints_BMTVC):
         grey_B = video_BTHWC.float().mean((1, 2, 3, 4)) / 255

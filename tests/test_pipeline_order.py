@@ -23,7 +23,7 @@ def test_order_is_a_permutation_keyed_by_seed_and_epoch():
 
 
 def test_order_is_frozen_for_old_checkpoints():
-    """A run that was saved must go on in the same order with every later version."""
+    """A saved run must continue in the same order with every later version."""
     assert epoch_order(8, 0, 0, True).tolist() == [5, 6, 2, 1, 7, 3, 4, 0]
     assert keyed_generator("train", 0, 0, "key").integers(1000, size=4).tolist() == [486, 905, 566, 397]
     keys = (0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1)  # seed, epoch, number of the set
@@ -82,8 +82,8 @@ def test_another_world_size_goes_on_where_the_first_stopped():
     (2, [2, 10, 18, 26, 30]), (26, [26, 30]), (22, [22, 30]),  # one more step
     (3, [3, 11, 19, 30]), (27, []),  # too few for one: part of the last one, if there is one
 ])
-def test_an_epoch_that_was_begun_with_other_batches_leaves_out_what_is_too_little_for_a_step(position, bounds):
-    """Of 30 clips, four for each of two ranks, of which each needs two."""
+def test_an_epoch_that_was_started_with_other_batches_leaves_out_what_is_too_little_for_a_step(position, bounds):
+    """30 clips, in steps of four for each of two ranks, each of which needs at least two."""
     order = OrderConfig(np.arange(30), 1, 4, 0, True, True, 0, 2, smallest_batch=2)
     assert order.steps(position) == list(itertools.pairwise(bounds))
 

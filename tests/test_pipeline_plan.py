@@ -84,7 +84,7 @@ def test_frames_lie_in_their_segments(num_frames, clip_frames):
 
 
 def test_original_frames_are_the_published_draws():
-    """Written out from the definition, with the legacy generator's calls in the order of the released evaluation."""
+    """The definition in plain code, with the legacy generator's calls in the order of the released evaluation."""
     state = np.random.RandomState(255)
     state.rand(), state.randint(1)
     starts = np.arange(41) * 103 // 40
@@ -113,7 +113,7 @@ def test_every_gap_choice_is_reached():
 @pytest.mark.parametrize("num_frames", [1, 8, 9, 40])
 @pytest.mark.parametrize("fresh", [True, False])
 def test_segments_are_drawn_in_as_numpy_draws_integers(num_frames, fresh):
-    """And what is drawn next is as if it had; also behind a draw that leaves half a word, as a temporal crop's does."""
+    """The draws that follow are the same too; also after a draw that leaves half a word, such as a temporal crop's."""
     for clip_frames in (2 * num_frames, 103, 4000):
         lengths = np.diff(np.arange(num_frames + 1) * clip_frames // num_frames)
         for key in range(50):
@@ -361,7 +361,7 @@ def mixed_samples() -> list[Sample]:
 @pytest.mark.parametrize("shows", ["persons", "picture"])
 @pytest.mark.parametrize(("train", "frame_draw"), [(True, "fixed"), (False, "fixed"), (False, "original"), (False, "centre")])
 def test_a_clip_is_planned_among_others_as_it_is_alone(crop, shows, train, frame_draw):
-    """In every bit: frames, map, mirror, augmentation and joints."""
+    """Bit for bit: frames, map, mirror, augmentation and joints."""
     config = replace(CONFIG, crop=crop, frame_draw=frame_draw, augment=AugmentConfig(temporal_crop=(0.5, 1), hue=0.2))
     samples = mixed_samples()
     layouts = [COCO17 if sample.pose_MTVC.shape[2] == 17 else KINECT25 for sample in samples]
@@ -384,7 +384,7 @@ def test_a_clip_is_planned_among_others_as_it_is_alone(crop, shows, train, frame
 
 
 def test_plans_are_those_of_earlier_versions():
-    """Their bytes: a run that goes on must see the clips that it would have seen."""
+    """Byte for byte: a resumed run must see the clips that it would have seen."""
     digest = hashlib.sha256()
     samples = mixed_samples()
     layouts = [COCO17 if sample.pose_MTVC.shape[2] == 17 else KINECT25 for sample in samples]

@@ -67,7 +67,7 @@ def test_batches_are_those_of_a_thread(shards, readers, options):
 
 @pytest.mark.parametrize(("prefetch", "readers", "lanes"), [(1, 0, 1), (2, 1, 1), (1, 3, 1), (2, 0, 2), (1, 2, 3)])
 def test_so_many_batches_are_made_ahead(shards, monkeypatch, prefetch, readers, lanes):
-    """Of a consumer that does not come: what a benchmark must not take for its own."""
+    """Ahead of a consumer that pauses: a benchmark must not count these as read in its own time."""
     begun, steps_of = [], Producer._steps
 
     def noted(producer: Producer, epoch: int, position: int) -> Iterator[Step]:
@@ -87,7 +87,7 @@ def test_so_many_batches_are_made_ahead(shards, monkeypatch, prefetch, readers, 
 
 
 def test_what_is_left_half_way_may_be_closed_before_it_is_dropped(shards):
-    """As a benchmark does, whose iterator goes last: an error would be a traceback that nobody can catch."""
+    """As a benchmark does, whose iterator is freed last: an error would be a traceback that cannot be caught."""
     producer = loader_of(shards, 3).make_producer()
     reads = producer.read(0, 0)
     next(reads)
@@ -102,7 +102,7 @@ def test_video_codecs_go_the_same_way(tmp_path):
 
 
 def test_larger_clips_follow_smaller_ones(tmp_path):
-    """What was read before is still in use."""
+    """Batches that were read before are still in use."""
     shards = shard_set(tmp_path / "shards", 12)
     order = shards.index["size"].sum(axis=1).argsort()
     options = {"train": False, "limit": order, "batch_size": 1, "prefetch": 3}

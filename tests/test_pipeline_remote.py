@@ -63,7 +63,7 @@ def batches(shards: ShardSet, **options) -> list:
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
 def test_a_full_disk_of_the_cache_is_no_damage_of_clips(url, tmp_path, monkeypatch, fetch):
-    """It ends the run with the cache's path: no clip is replaced by another one, no request is made again."""
+    """It ends the run and names the cache's path: no clip is replaced, and no request is repeated."""
     remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
     name_of = atomic.temporary_name
 
@@ -101,7 +101,7 @@ def test_cache_stays_within_its_bound(local, url, tmp_path):
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
 def test_a_set_that_is_packed_anew_shares_the_bound_of_its_cache(local, url, tmp_path, fetch):
-    """Each version of a set had a cache of its own, as large as all may take, and the old ones stayed for ever."""
+    """Each version of a set used to have its own cache, as large as the whole bound, and old ones stayed forever."""
     store, bound = fsspec.filesystem("memory"), max(shard.bytes for shard in local.manifest.shards)
     old = RemoteShardSet(url, cache=tmp_path / "cache", cache_bytes=bound, fetch=fetch)
     batches(old, last_batch="partial")
@@ -161,7 +161,7 @@ def test_changed_whole_shard_is_refused(url, tmp_path):
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
 def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(local, url, tmp_path, fetch):
-    """It was said of the shard for ever after, which is as good as ever."""
+    """The shard, which is intact, was reported as damaged forever after."""
     remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
     remote.sample(0)
     (copy,) = (path for path in remote.cache.folder.iterdir() if path.suffix != ".lock")
@@ -178,7 +178,7 @@ def test_a_clip_is_read_whole_from_a_fetched_tar_though_the_system_gives_it_in_p
 
 
 def test_tars_are_fetched_where_the_cache_has_no_locks(local, url, tmp_path, monkeypatch):
-    """As on a Lustre that is mounted without them: the run ended."""
+    """As on a Lustre file system that is mounted without locks: the run ended."""
     def flock(file, operation):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -299,7 +299,7 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
 def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_url, tmp_path, monkeypatch, fetch):
-    """As a signature of a store. It is no part of a name, and another one finds what is cached."""
+    """Such as a store's signature. It is not part of a name, so the cache is found again under another signature."""
     monkeypatch.setattr(_Ranged, "query", "sv=2&sig=a/b%2Bc%3D")
     remote = RemoteShardSet(f"{http_url.replace('://', '://me:pass-word@')}/?{_Ranged.query}", cache=tmp_path, fetch=fetch)
     assert remote.where == http_url and remote.root.name == http_url.removeprefix("http://")
@@ -315,7 +315,7 @@ def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_
     ("manifest.json", "not valid JSON"), ("index.npy", "not a readable array"), ("sums.npy", "not a readable array"),
 ])
 def test_what_is_wrong_beside_the_tars_is_said_of_the_url(url, tmp_path, name, message):
-    """The file in the cache was named, which nobody can mend."""
+    """Messages named the file in the cache, which the user cannot repair."""
     fsspec.filesystem("memory").pipe_file(f"/bucket/{name}", b"<html>Please log in</html>")
     with pytest.raises(UserError, match=rf"^memory://bucket/{name}: {message}"):
         RemoteShardSet(url, cache=tmp_path)
@@ -328,7 +328,7 @@ def test_proxies_of_the_environment_are_used(local, http_url, tmp_path, monkeypa
 
 
 def test_a_server_may_be_slow_as_long_as_it_sends(local, http_url, tmp_path, monkeypatch):
-    """aiohttp bounds the whole answer: a tar that took five minutes was begun anew, three times, and ended the run."""
+    """aiohttp bounds the whole answer: a tar that took five minutes was restarted three times, and then ended the run."""
     monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
     monkeypatch.setattr("svdata2vec.shards.urls.STALL_SECONDS", 1.0)
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", ())
@@ -344,7 +344,7 @@ def test_a_server_may_be_slow_as_long_as_it_sends(local, http_url, tmp_path, mon
 @pytest.mark.parametrize(("method", "fetch"), [("fork", "clips"), ("fork", "shards")])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_remote_loader_works_in_a_child_process(http_url, tmp_path, method, fetch):
-    """Connections, locks and threads of the parent are none of the child's."""
+    """The child must not use connections, locks and threads of the parent."""
     remote = RemoteShardSet(http_url, cache=tmp_path, fetch=fetch)
     with ClipLoader(remote, "all", PLAN, batch_size=4, train=True) as loader:
         expected = [batch.keys for batch in loader]
@@ -355,7 +355,7 @@ def test_a_remote_loader_works_in_a_child_process(http_url, tmp_path, method, fe
 
 
 def test_folders_and_urls_have_one_interface(local, url, tmp_path):
-    """Whoever reads shards asks the set, not its class: what differs between folder and URL stands in `ShardSet`'s methods."""
+    """Code that reads shards does not check the set's class: folder and URL differ only in methods of `ShardSet`."""
     folder, remote = open_shards(local.root), open_shards(url, cache=tmp_path)
     assert type(folder) is ShardSet and isinstance(remote, RemoteShardSet)
     assert [path.name for path in folder.tars] == [shard.name for shard in remote.manifest.shards] and remote.tars == []
@@ -390,7 +390,7 @@ def test_transient_failures_are_tried_again(url, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("fetch", "request_of"), [("clips", "cat_file"), ("shards", "get_file")])
 def test_a_store_that_goes_on_failing_is_no_damage_of_clips(url, tmp_path, monkeypatch, fetch, request_of):
-    """A store that was busy longer than it is asked lost its clips to the run, whose tar it tells the size of again."""
+    """If a store stayed busy for all repeated requests, the run lost clips: the store still reported the tar's size."""
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0,))
     remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
 
@@ -424,7 +424,7 @@ def test_a_server_without_ranges_is_understood(local, url, tmp_path, monkeypatch
 
 
 def test_what_is_cached_keeps_no_file_open(tmp_path):
-    """Clips on their way to large batches were more than the files that a process may have open."""
+    """Clips of large batches were in more tars than the files that a process may have open."""
     cache = RangeCache(tmp_path, 250)
     cache.get("a", 100, lambda: b"x" * 100)
     before = psutil.Process().num_fds()
@@ -459,7 +459,7 @@ def test_a_relative_cache_is_found_from_another_folder(local, tmp_path, monkeypa
 
 
 def test_plain_webdataset_reads_our_tars(local):
-    """Nothing of ours is needed: keys, components and contents by webdataset alone, over HTTP as well."""
+    """None of our code is needed: webdataset alone reads keys, components and contents, also over HTTP."""
     import webdataset
 
     handler = functools.partial(_Quiet, directory=str(local.root))

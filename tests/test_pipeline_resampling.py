@@ -17,7 +17,7 @@ SIZE = 48
 
 
 def greatest_difference(source_HW3: np.ndarray, output_to_packed: np.ndarray) -> int:
-    """In grey levels, of our output from the reference decoder's; only what `touched` names is given to it."""
+    """Largest difference from the reference decoder's output, in grey levels; only the window `touched` is passed in."""
     resampler = Resampler(output_to_packed, SIZE)
     x1, y1, x2, y2 = resampler.touched(source_HW3.shape[1], source_HW3.shape[0])
     out = np.full((SIZE, SIZE, 3), 77, np.uint8)
@@ -71,7 +71,7 @@ def test_the_neighbours_of_an_enlarged_window_matter():
     ((20, 20, 80, 80), np.s_[:]), ((30, 30, 70, 70), np.s_[1:-1, 1:-1]),
 ])
 def test_only_the_ends_of_an_enlarged_axis_are_sampled_again(window, inner):
-    """All else is OpenCV's `resize`, in every bit."""
+    """All other pixels are bit for bit those of OpenCV's `resize`."""
     for seed in range(20):
         source, out = picture(97, seed), np.empty((SIZE, SIZE, 3), np.uint8)
         Resampler(affine.window_map(window, SIZE), SIZE)(source, 0, 0, out)

@@ -47,7 +47,7 @@ def batches(shards: ShardSet, seen: FramesSeen | None, **more: Any) -> list[Clip
 
 
 def windows(batch: ClipBatch, epoch: int) -> torch.Tensor:
-    """What the student reads of a batch."""
+    """The part of a batch that the student reads."""
     masks = draw_masks(batch.keys, T, MaskConfig(RATIO, 0.5), 5, epoch)
     assert batch.video_BTHWC is not None
     return gather_frames(frames_of(batch.video_BTHWC), masks.encoded_BE, dtype=torch.float32)
@@ -74,7 +74,7 @@ def test_an_unseen_frame_repeats_the_seen_one_before_it() -> None:
 
 @pytest.mark.parametrize("decoder", ["dali", "reference"])
 def test_what_the_student_reads_is_what_it_reads_of_whole_clips(shards: ShardSet, decoder: Any) -> None:
-    """In every bit; joints, labels and names too. Readers in another process agree."""
+    """Bit for bit; joints, labels and names too. Readers in another process agree."""
     whole, seen = batches(shards, None, decoder=decoder), batches(shards, SEEN, decoder=decoder)
     for number, (one, two) in enumerate(zip(whole, seen, strict=True)):
         assert one.keys == two.keys and torch.equal(one.joints_BMTVC, two.joints_BMTVC)
@@ -104,7 +104,7 @@ def test_pictures_are_decoded_once_and_only_if_seen(tmp_path: Path, monkeypatch:
 
 
 def test_a_damaged_picture_that_is_not_seen_costs_no_clip(tmp_path: Path) -> None:
-    """Of two clips with a changed byte the one whose picture is looked at; both, where all are."""
+    """Two clips have a changed byte: the one whose picture is seen is found, and both if all pictures are."""
     shards = shard_set(tmp_path, 2, num_frames=lambda i: T, size=64)  # as many frames as are sampled: all of them
     seen_BT = SEEN(shards.names(np.arange(2)), 0)
     for row, looked_at in enumerate((False, True)):

@@ -155,7 +155,7 @@ def test_an_interrupt_at_any_moment_leaves_no_thread(source):
 
 
 def test_an_interrupt_while_the_thread_starts_leaves_nothing_that_reads(monkeypatch):
-    """Such a thread would read on beside that of the next attempt, from the same reader processes."""
+    """Such a thread would continue to read from the same reader processes as that of the next attempt."""
     real, taken = threading.Thread.start, []
     items = Prefetch(map(taken.append, itertools.count()), 1, "interrupted")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -191,7 +191,7 @@ def interrupt(_: object) -> None:
 
 
 class Numbers:
-    """A producer whose batches are their places."""
+    """A producer whose batches are their positions."""
 
     def read(self, epoch: int, position: int) -> Iterator[int]:
         return itertools.count(position)
@@ -200,7 +200,7 @@ class Numbers:
         yield from source
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Nothing to release."""
 
 
 def test_the_next_batch_comes_after_a_second_interrupt(monkeypatch):

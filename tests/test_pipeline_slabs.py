@@ -34,7 +34,7 @@ CUDA, FORM = torch.device("cuda"), BlockFormat(32)
 
 
 class FakeLock:
-    """Notes what it is asked; refuses from a number of slabs on."""
+    """Records its calls; refuses to lock more than some number of slabs."""
 
     def __init__(self, most: int = 99) -> None:
         self.most, self.asked = most, 0
@@ -106,7 +106,7 @@ def test_where_locking_is_refused_it_is_said_once_and_not_asked_again(caplog: py
 
 
 def test_cuda_is_asked_for_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the first GPU's context, in which a process of another one has no business."""
+    """Not in the first GPU's context, which a process that uses another GPU must not create."""
     calls: list[tuple[Any, ...]] = []
     status = 0
 
@@ -140,7 +140,7 @@ def test_cuda_is_asked_for_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_refusal_is_kept_for_no_thread_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA keeps an error for the thread that made it; PyTorch raises it behind the next kernel that this thread starts."""
+    """CUDA keeps an error for the thread that caused it; PyTorch raises it after the next kernel that this thread starts."""
     kept = threading.local()
 
     def register(*_: int) -> int:
@@ -171,7 +171,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 class FakeStream:
-    """Copies nothing until somebody waits for it, and then not at once."""
+    """Copies nothing until it is waited for, and then not at once."""
 
     current: "FakeStream | None" = None
 
@@ -195,7 +195,7 @@ def current(stream: FakeStream) -> Iterator[None]:
 
 
 class LateUploader(BlockUploader):
-    """Uploads from page-locked memory: what it reads is read when the stream comes to it."""
+    """Uploads from page-locked memory: bytes are read when the stream reaches the copy."""
 
     def decode(self, clips: Any, out: BlockClips) -> dict[int, str]:
         stream, copy = FakeStream.current, torch.Tensor.copy_

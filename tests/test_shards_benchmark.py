@@ -38,7 +38,7 @@ def test_crops_of_both_kinds_agree() -> None:
 
 
 def test_the_encoders_record_has_a_row_for_each_of_every_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Videos of one name, too."""
+    """Also for videos with the same name."""
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()

@@ -18,7 +18,7 @@ README = ROOT / "shards" / "README.md"
 
 
 def plain_decode(clip: bytes, frame: int) -> list[list[tuple[int, int, int]]]:
-    """Rows of (R, G, B) of one frame of a clip, from shards/README.md alone: integers, no library."""
+    """Rows of (R, G, B) of one frame of a clip, computed as shards/README.md says: integers, no library."""
     magic, version, luma_bits, chroma_bits, side, frames = struct.unpack_from("<4sBBBxII", clip)
     assert (magic, version) == (b"SVBK", 1)
     layout, size = [], 0
@@ -77,7 +77,7 @@ def test_decoder_equals_thirty_lines_of_plain_python(side: int, bits: tuple[int,
 
 @pytest.mark.parametrize("bits", [(3, 2), (2, 3)])
 def test_the_clip_to_check_a_decoder_with(bits: tuple[int, int]) -> None:
-    """The row of the README, where readers in other languages compare."""
+    """The example of the README, with which readers in other languages compare."""
     layout = BlockFormat(32, *bits)
     content = (np.arange(2 * layout.frame_bytes) ** 2 % 251).astype(np.uint8).tobytes()
     frames = [np.array(plain_decode(layout.header(2) + content, number), np.uint8) for number in range(2)]
@@ -135,7 +135,7 @@ def test_pictures_of_two_levels_come_back(bits: tuple[int, int]) -> None:
 
 
 def test_ends_by_least_squares_beat_the_extremes() -> None:
-    """Of a block with one stray pixel the other fifteen must not pay for it; the error is that of the best of all ends."""
+    """One stray pixel in a block must not cost the other fifteen; the error is that of the best possible ends."""
     block = np.full((4, 4), 100, np.uint8)
     block.flat[:] = [100, 103, 100, 103, 101, 104, 100, 103, 100, 103, 101, 104, 100, 103, 100, 140]
     frame = np.repeat(np.tile(block, (8, 8))[..., None], 3, axis=2)
@@ -147,7 +147,7 @@ def test_ends_by_least_squares_beat_the_extremes() -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_blocks_are_coded_by_themselves(bits: tuple[int, int]) -> None:
-    """All blocks go through the encoder side by side: what lies beside one, in the picture or in memory, must not reach it."""
+    """The encoder processes all blocks side by side: a block must not depend on its neighbours in the picture or in memory."""
     frame, noise = picture(64), np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     encode, decode = BlockFrameEncoder(BlockFormat(64, *bits)), BlockFrameDecoder(BlockFormat(64, *bits))
     whole = decode(encode(frame)).copy()

@@ -28,7 +28,7 @@ def append(path: Path) -> None:
 
 
 def rewrite(path: Path) -> None:
-    """As many bytes, written later."""
+    """Overwrite a file with as many bytes, later."""
     later = path.stat().st_mtime_ns + 10**9
     path.write_bytes(path.read_bytes())
     os.utime(path, ns=(later, later))
@@ -106,7 +106,7 @@ def test_clips_of_one_video_that_changes_between_them_are_left_out(
 
 
 def test_overlapping_clips_of_a_video_that_changes_between_them_have_its_hash_each(tmp_path: Path) -> None:
-    """Such clips are read one after the other, each from a start of its own."""
+    """Such clips are read one after the other, each from its own start."""
     packer, found = ClipPacker(17, SMALL), []
     for seed, start in enumerate((0, 4)):
         video = write_video(tmp_path / "long.mp4", 8, seed=seed)
@@ -139,7 +139,7 @@ def test_files_that_nobody_touches_are_packed(dataset: DataSet, tmp_path: Path) 
 
 @pytest.mark.parametrize("empty", [True, False])
 def test_a_disk_that_goes_away_ends_the_packing_and_loses_no_clip(tmp_path: Path, empty: bool) -> None:
-    """A finished set takes no clip afterwards. Where a disk is not mounted there may be an empty folder."""
+    """Clips cannot be added to a finished set. A disk that is not mounted may show as an empty folder."""
     disk, away = write_tree(tmp_path / "disk", "c/a.mp4", "c/b.mp4", "c/d.mp4"), tmp_path / "away"
     dataset, options = open_dataset("folder", root=disk), changed(SMALL, clips_per_shard=1)
     pack(dataset, tmp_path / "whole", options)
@@ -160,7 +160,7 @@ def test_a_disk_that_goes_away_ends_the_packing_and_loses_no_clip(tmp_path: Path
 
 
 def test_workers_of_a_cluster_are_given_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may have been started in other folders, where each of them would leave out its clips."""
+    """They may have been started in other folders, in which they would find no video and leave out the clips."""
     monkeypatch.chdir(tmp_path)
     clips = [ClipAnnotation("a", 0, "a.mp4", pose_file=PoseFile(read_pose, "a.npy")), ClipAnnotation("b", 0, "s3://c/b.mp4")]
     dataset = DataSet("set", layout("coco17"), ("c",), {}, clips)

@@ -72,7 +72,7 @@ def test_every_codec_keeps_every_frame(dataset: DataSet, tmp_path: Path, codec: 
 
 
 def padded_crop(number: int, x: int, y: int, shape: tuple[int, ...]) -> np.ndarray:
-    """What frame `number` would look like in the packed square."""
+    """Frame `number` as it should look in the packed square."""
     padded = np.pad(frame_picture(0, number), ((200, 200), (200, 200), (0, 0)))
     return padded[200 + y : 200 + y + shape[0], 200 + x : 200 + x + shape[1]]
 
@@ -200,7 +200,7 @@ def test_a_picture_in_front_is_not_taken_for_the_video(tmp_path: Path) -> None:
 
 
 def test_copy_keeps_what_can_be_decoded_afterwards(tmp_path: Path) -> None:
-    """A short file whose end is missing is none; a title that is not UTF-8 is no matter."""
+    """A short file whose end is missing is not a video; a title that is not UTF-8 does no harm."""
     whole = write_video(tmp_path / "whole.mkv", 8)
     short = tmp_path / "short.mkv"
     short.write_bytes(whole.read_bytes()[:-40])
@@ -275,7 +275,7 @@ def test_equal_pictures_give_equal_bytes_in_every_call(codec: str) -> None:
 @pytest.mark.parametrize("codec", ["vp9", "h264", "hevc", "mjpeg"])
 @pytest.mark.parametrize("num_frames", [1, 2, 3])
 def test_the_shortest_clips_give_equal_bytes_and_whole_frames(codec: str, num_frames: int) -> None:
-    """FFmpeg's x265 leaves the decoding times of one or two frames to chance: other bytes, or a file that is refused."""
+    """FFmpeg's x265 writes random decoding times for one or two frames: different bytes, or a file that is refused."""
     calls = [clip_parts("clip", num_frames, codec=codec, size=96, seed=30)["mp4"] for _ in range(20)]
     assert len(set(calls)) == 1
     with av.open(BytesIO(calls[0]), mode="r") as container:

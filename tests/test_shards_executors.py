@@ -44,7 +44,7 @@ def test_dead_worker_process_is_named() -> None:
 
 @pytest.mark.parametrize("from_file", [True, False])
 def test_a_script_that_its_workers_cannot_import_is_told_what_to_do(tmp_path: Path, from_file: bool) -> None:
-    """Without a guard, or read from standard input: no worker begins, and neither memory nor a clip is to blame."""
+    """Without a guard, or read from standard input: no worker starts, and neither memory nor a clip is to blame."""
     script = tmp_path / "script.py"
     guard = "" if from_file else "if __name__ == '__main__': "
     script.write_text("from svdata2vec.shards.executors import run_tasks\n"
@@ -57,7 +57,7 @@ def test_a_script_that_its_workers_cannot_import_is_told_what_to_do(tmp_path: Pa
 
 
 def test_a_clip_that_ended_a_packing_of_one_process_is_left_out_by_the_next_run(tmp_path: Path) -> None:
-    """It ended every run at the same clip."""
+    """Such a clip used to end every run."""
     dataset = open_dataset("folder", root=write_tree(tmp_path / "videos", "c/a.mp4", "c/b.mp4"))
     clips = [replace(clip, pose_file=PoseFile(deadly, "none")) if clip.key == "c%2Fb" else clip for clip in dataset.clips]
     dataset, out = replace(dataset, clips=clips), tmp_path / "out"
@@ -70,7 +70,7 @@ def test_a_clip_that_ended_a_packing_of_one_process_is_left_out_by_the_next_run(
 
 
 def test_where_no_process_can_begin_no_clip_is_to_blame(tmp_path: Path) -> None:
-    """A script from standard input goes on after kill -9, which leaves a note of the clip that it was at."""
+    """A script from standard input continues after kill -9, which leaves the note of its current clip."""
     root, out = write_tree(tmp_path / "videos", "c/a.mp4"), tmp_path / "out"
     script = ("import pathlib\n"
               "from svdata2vec.shards.packing.pack import PackOptions, pack\n"
@@ -88,7 +88,7 @@ def test_where_no_process_can_begin_no_clip_is_to_blame(tmp_path: Path) -> None:
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands for dask: `future` is what a task becomes, `threads` those of the workers."""
+    """Replaces dask: `future` is the result of submitting a task, `threads` those of the workers."""
     found = SimpleNamespace(future=cf.Future(), threads=[{"a": 1}, {}])
 
     class Client:
@@ -121,7 +121,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_a_cluster_whose_last_worker_is_gone_is_waited_for_and_said(
     cluster: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may be restarted; without a word packing waited for ever."""
+    """It may be restarted; packing used to wait forever, silently."""
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             cluster.future.set_result(7)

@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def skipped_reasons(videos: Path, entries: list[dict[str, object]]) -> dict[str, str]:
-    """Pack good.mp4 and these annotations; what was left out, and why. The good clip must be there."""
+    """Pack good.mp4 and these annotations; returns the clips left out, and why. The good clip must be packed."""
     root = videos.parent
     path = write_pickle(root / "set.pkl", [annotation("good", 0, FRAMES), *entries])
     pack(read_pyskl(path, videos), root / "out", OPTIONS)
@@ -83,7 +83,7 @@ def test_broken_videos_are_listed_with_their_reason(folder: Path) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_flipped_bits_are_noticed(folder: Path, seed: int) -> None:
-    """The decoder conceals what is broken and shows wrong pixels: such a clip must not be packed in silence."""
+    """The decoder conceals what is broken and shows wrong pixels: such a clip must not be packed silently."""
     path = write_video(folder / "flipped.mp4", 30, options={"crf": "1"})
     content = bytearray(path.read_bytes())
     rng = np.random.default_rng(seed)
@@ -102,7 +102,7 @@ def test_wrong_extension_is_no_fault(folder: Path) -> None:
 
 @pytest.mark.parametrize("cover", [False, True])
 def test_audio_only_is_named(folder: Path, cover: bool) -> None:
-    """The picture of an album is no video of one frame."""
+    """The cover picture of an album is not a video of one frame."""
     import av
     from av.stream import Disposition
     with av.open(str(folder / "sound.mp4"), "w") as container:
@@ -295,7 +295,7 @@ def test_inconsistent_data_sets_are_refused(folder: Path, tmp_path: Path, keys: 
 
 @pytest.mark.parametrize("skipped", [[], [Skipped("q", "left out by the reader")]])
 def test_nothing_packed_is_an_error(folder: Path, tmp_path: Path, skipped: list[Skipped]) -> None:
-    """The reason is that of a clip which was to be packed."""
+    """The reason shown is that of a clip that was to be packed."""
     clip = ClipAnnotation("a", 0, tmp_path / "gone.mp4")
     with pytest.raises(UserError, match=r"none of 1 clips could be packed, see skipped\.jsonl; the first: .*gone\.mp4: "
                                         r"cannot be read \(No such file"):
@@ -337,7 +337,7 @@ def test_keys_from_any_name_are_valid() -> None:
 def test_a_store_that_fails_for_a_moment_loses_no_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int, packed: bool
 ) -> None:
-    """A finished set takes no clip afterwards: what may pass is waited for, what will not is not."""
+    """Clips cannot be added to a finished set, so temporary faults are waited for, permanent ones are not."""
     store = fsspec.filesystem("memory")
     for name in ("a", "b", "gone"):
         store.pipe(f"/flaky/c/{name}.mp4", write_video(tmp_path / "v.mp4", 3).read_bytes())

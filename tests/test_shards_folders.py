@@ -117,7 +117,7 @@ def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO"):
         dataset = open_dataset("folder", root=root)
     assert [clip.key for clip in dataset.clips] == ["run%2Fa"] and dataset.skipped == []
-    assert "hidden files and folders are passed over: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
+    assert "hidden files and folders are skipped: 4, among them .cache, __MACOSX, run/._a.mp4" in caplog.text
     assert "files that are no videos: 4, among them notes.txt, run/blob, run/photo.HEIC" in caplog.text
 
 
@@ -138,13 +138,13 @@ def test_a_folder_without_a_video_is_named_for_it_makes_no_class(tmp_path: Path,
 @pytest.mark.parametrize(("folders", "splits"), [(("train/walk", "val/walk"), ["train", "val"]), (("walk", "run"), ["train"])])
 def test_folders_are_those_of_splits_or_of_classes(tmp_path: Path, folders: tuple[str, str], splits: list[str],
                                                    caplog: pytest.LogCaptureFixture) -> None:
-    """Both beside each other are said: videos that lie about (raw/b.mp4) would be a class without a word."""
+    """A mix of both is logged: stray videos (raw/b.mp4) would silently become a class."""
     dataset = open_dataset("folder", root=write_tree(tmp_path / "own", *(f"{folder}/a.mp4" for folder in folders)))
     assert [*dataset.splits] == splits and not caplog.text
 
 
 def test_spaces_around_a_folder_s_name_make_no_other_class(tmp_path: Path) -> None:
-    """Lists of classes, such as the one that pose extraction writes, cannot hold them."""
+    """Lists of classes, such as the one that pose extraction writes, cannot contain them."""
     root = write_tree(tmp_path / "own", "train/walk/a.mp4", "test/walk /b.mp4", "train/ run/c.mp4")
     dataset = open_dataset("folder", root=root)
     assert dataset.classes == ("run", "walk") and {clip.key: clip.label for clip in dataset.clips} == {
@@ -177,7 +177,7 @@ def test_one_name_twice(tmp_path: Path) -> None:
 
 
 def test_two_videos_that_one_name_finds(tmp_path: Path) -> None:
-    """NAME and NAME_rgb: which of the two is meant is not guessed, unless each has an annotation or the folders tell."""
+    """NAME and NAME_rgb: which one is meant is not guessed, unless both have annotations or the folders decide."""
     root = write_tree(tmp_path / "own", "a.mp4", "a_rgb.avi", "b.mp4", "b_rgb.avi", "walk/c.mp4", "run/c_rgb.avi")
     path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in ("a", "b", "b_rgb", "walk/c", "run/c")])
     dataset = open_dataset("pyskl", pickle_path=path, videos=root)
@@ -209,7 +209,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_classes_whose_names_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They stay apart, and whatever is written of them, and of a folder called so, is UTF-8."""
+    """They stay different, and everything written about them, and about a folder with such a name, is UTF-8."""
     names = [os.fsdecode(b"gr%c/a.mp4" % byte) for byte in (0xFC, 0xFD)]
     root = write_tree(tmp_path / os.fsdecode(b"own\xfc"), *names, "run/a.mp4")
     monkeypatch.chdir(root)

@@ -78,7 +78,7 @@ def test_a_folder_of_format_1_is_read(folders: dict[str, Path], tmp_path: Path) 
 
 
 def ran(*command: object, **environment: str) -> Any:
-    """What a Python program prints as JSON in its last line."""
+    """The JSON that a Python program prints in its last line."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=WITHOUT_PYTHONPATH | environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1]) if done.stdout else None

@@ -67,7 +67,7 @@ def test_mediapipe_bones_are_its_connections() -> None:
     ("smarthome15", [None] * 5 + list(range(1, 13))),
 ])
 def test_every_layout_maps_to_coco17(name: str, numbers: list[int | None]) -> None:
-    """By published numbers; mirroring before or after the mapping is the same, and what is not there is missing."""
+    """With published numbers; mirroring before or after the mapping is the same, and absent joints are missing."""
     source = layout(name)
     assert list(joint_numbers(source, COCO17)) == numbers
     pose = np.arange(1, 2 * 3 * len(source.joints) * 2 + 1, dtype=np.float32).reshape(2, 3, -1, 2)

@@ -16,7 +16,7 @@ FRAMES = 6
 
 @pytest.fixture(scope="module")
 def info(tmp_path_factory: pytest.TempPathFactory) -> VideoInfo:
-    """Of a video of 192x108."""
+    """Facts of a video of 192x108."""
     with VideoReader(write_video(tmp_path_factory.mktemp("joints") / "a.mp4", 2, height=108)) as reader:
         return reader.info
 
@@ -40,7 +40,7 @@ def test_joints_of_a_scaled_picture_are_brought_to_the_video(
 
 
 def test_joints_of_a_picture_as_it_is_stored_are_stretched_with_its_pixels(info: VideoInfo) -> None:
-    """Most programs look at the stored picture and not at the aspect ratio of its pixels, here 4:3."""
+    """Most programs use the stored picture and ignore the aspect ratio of its pixels, here 4:3."""
     wide = replace(info, stored_width=144, square_width=192)
     people, _ = to_video_pixels("a", of_picture(144, 108, 0.75, 1), wide, 17)
     assert np.allclose(people.pose_MTVC, of_picture(None, None, 1, 1).pose_MTVC, atol=1e-4)
@@ -75,7 +75,7 @@ def test_joints_of_another_picture_are_refused_with_both_sizes(
 
 
 def test_joints_of_a_larger_video_are_refused_where_no_size_is_stated(info: VideoInfo) -> None:
-    """Poses of the originals, videos that were made smaller since. What a detector guesses below the picture is no sign."""
+    """Poses of the originals, videos that were shrunk later. Joints that a detector guesses below the picture prove nothing."""
     spread = np.linspace(-0.4, 0.4, 17)
     pose_MTVC = np.tile(np.stack([96 - 30 * spread, 54 + 108 * spread], 1).astype(np.float32), (1, FRAMES, 1, 1))
     with pytest.raises(UserError, match=r"clip a: 96 of 102 joints lie outside the 192x108 picture: .* expected the video"):
@@ -88,7 +88,7 @@ def test_joints_of_a_larger_video_are_refused_where_no_size_is_stated(info: Vide
 
 @pytest.mark.parametrize("scale", [0.5, 1.6])
 def test_boxes_of_another_size_than_the_video_are_refused(info: VideoInfo, scale: float) -> None:
-    """As of the authors' pickles, whose boxes are of copies of half the size; one box of several persons is none of these."""
+    """As in the authors' pickles, whose boxes are those of copies of half the size; one box for several persons is not such."""
     first = np.tile(np.float32([[90, 50], [110, 70], [100, 60], [95, 65]]), (1, FRAMES, 1, 1))
     joints_MTVC = np.concatenate([first, first - 30, first + 30, first - 50, first + np.float32([60, 0])])
     box_T4 = np.tile(np.float32([88, 48, 112, 72]), (FRAMES, 1))

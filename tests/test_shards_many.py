@@ -23,7 +23,7 @@ from svdata2vec.shards.reading.keylist import KeyList
 
 
 class Videos:
-    """Of a folder: these names, all found."""
+    """A fake folder of videos in which all these names are found."""
 
     left_out = ()
 
@@ -38,7 +38,7 @@ class Videos:
 
 
 def test_ntu60_out_of_the_folders_of_ntu120(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The samples that are not of the set are looked up, not made a set once for each sample."""
+    """The set of foreign samples is built once, not for each sample."""
     names = [f"S{setup:03d}C001P{subject:03d}R001A{action:03d}" for setup in (1, 20) for subject in range(1, 101)
              for action in range(1, 61)]
     monkeypatch.setattr(ntu, "VideoFolder", lambda _: Videos(names))
@@ -58,7 +58,7 @@ def test_ntu60_out_of_the_folders_of_ntu120(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_folder_of_all_videos_frames_is_listed_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, file: str, content: str
 ) -> None:
-    """And again when a file has come."""
+    """And again after a file was added."""
     listed: list[object] = []
     scandir = os.scandir
     monkeypatch.setattr(pose_formats.os, "scandir", lambda folder: [listed.append(folder), scandir(folder)][1])
@@ -84,7 +84,7 @@ def test_one_coco_file_of_all_videos_is_sorted_once(tmp_path: Path, monkeypatch:
 
 
 def test_folders_of_poses_are_read_once_for_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whichever clips have theirs in which folder."""
+    """In whichever folders the clips have their poses."""
     hashed: list[str] = []
     monkeypatch.setattr(plan, "_content_hash", lambda path: [hashed.append(path), "hash"][1])
     folders = [str(tmp_path / name) for name in ("first", "second")]
@@ -95,7 +95,7 @@ def test_folders_of_poses_are_read_once_for_the_plan(tmp_path: Path, monkeypatch
 
 
 def test_verify_reads_what_lies_beside_the_tars_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names of the splits' clips, checksums, and which clips lie in a tar: not again for each tar."""
+    """Names of the splits' clips, checksums, and the clips in a tar are not read again for each tar."""
     shard_set(tmp_path, 6, clips_per_shard=1, num_frames=lambda _: 2)
     (tmp_path / "skipped.jsonl").touch()
     listed, loaded = [], []
@@ -108,7 +108,7 @@ def test_verify_reads_what_lies_beside_the_tars_once(tmp_path: Path, monkeypatch
 
 
 def test_a_shards_record_is_small_in_memory(tmp_path: Path) -> None:
-    """A packing keeps the records of all shards: of a million clips checksums of 105 numbers took five gigabytes."""
+    """A packing keeps the records of all shards: of a million clips checksums, 105 numbers each, took five gigabytes."""
     clips, numbers = 128, 105
     rows = [(f"clip{i:05d}", 0, 100, [2**30 + i] * 6, [2**20 + i] * 6) for i in range(clips)]
     sums = np.random.default_rng(0).integers(0, 2**32, clips * numbers, np.uint32)

@@ -18,7 +18,7 @@ import pytest
 from pipeline_factory import shard_set
 
 from svdata2vec.shards.reading import shardset
-from svdata2vec.shards.reading.mapped import MappedTar, _let_files_be_open
+from svdata2vec.shards.reading.mapped import MappedTar, _raise_file_limit
 from svdata2vec.shards.reading.shardset import Cut
 from svdata2vec.shards.reading.sums import crc32
 
@@ -57,7 +57,7 @@ def test_a_cut_tar_reads_as_zeros_and_says_so(path: Path) -> None:
 
 
 def test_a_page_is_lost_for_good(path: Path) -> None:
-    """Even if the file is whole again: what used the bytes meanwhile saw zeros."""
+    """Even if the file is complete again: code that used the bytes meanwhile saw zeros."""
     content = path.read_bytes()
     tar = MappedTar(path)
     os.truncate(path, 0)
@@ -93,10 +93,10 @@ def test_arrays_keep_the_tar_open(path: Path) -> None:
 
 
 def test_more_files_may_be_open_than_a_shell_allows(path: Path) -> None:
-    """Each map keeps its file open: as many as the system lets a process have."""
+    """Each map keeps its file open: the limit is raised as far as the system permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds() + 20, hard))
-    _let_files_be_open.cache_clear()
+    _raise_file_limit.cache_clear()
     try:
         assert len([MappedTar(path) for _ in range(40)]) == 40
     finally:

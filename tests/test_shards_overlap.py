@@ -53,7 +53,7 @@ def test_the_same_bytes_under_two_names(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_clips_that_a_split_has_twice_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Once, in however many splits they are; a part of a video and another part of it are not the same."""
+    """Once, even if they are in several splits; two parts of a video are not the same."""
     sources = {"a": "1 0 4", "b": "1 0 4", "c": "1 4 4", "d": "1 0 4", "e": "1 0 4"}
     assert doubles({"cs_train": ["a", "b", "c", "d"], "cv_train": ["b", "a", "d", "x"], "cs_test": ["e"]}, sources) == [
         ("a", "b"), ("a", "d")]

@@ -57,7 +57,7 @@ def test_what_the_field_writes_loads(protocol: int, module: bytes) -> None:
 
 
 def without_frames(content: bytes) -> bytes:
-    """The same pickle without the lengths of its parts, which another name would make wrong."""
+    """The same pickle without the lengths of its parts, which would be wrong for another name."""
     starts = [(place, operation.name) for operation, _, place in pickletools.genops(content)]
     ends = [place for place, _ in starts[1:]] + [len(content)]
     return b"".join(content[start:end] for (start, name), end in zip(starts, ends, strict=True) if name != "FRAME")
@@ -81,7 +81,7 @@ def test_arrays_of_values_hold_them() -> None:
 
 
 def test_arrays_of_names_as_pandas_has_them_are_splits_and_boxes_in_them_are_boxes(tmp_path: Path) -> None:
-    """The splits were empty, and nobody in the boxes, without a word where others were lists."""
+    """Such splits were read as empty, and such boxes as without persons, silently."""
     entries = [annotation("a", 0, 2) | {"bboxes": [np.array([1, 2, 30, 40], object)] * 2}, annotation("b", 0, 2)]
     content = {"annotations": np.array(entries, object), "split": {"train": np.array(["a"], object), "val": ["b"]}}
     (tmp_path / "set.pkl").write_bytes(pickle.dumps(content))

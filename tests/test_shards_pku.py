@@ -66,7 +66,7 @@ def test_pku_projection_fits_a_real_sensor(tmp_path: Path) -> None:
 
 
 def test_a_skeleton_that_was_corrected_is_read_again(tmp_path: Path) -> None:
-    """Its rows are kept for the next clip of the video: a second packing of one process had those of the first."""
+    """Its rows are cached for the next clip of the video: a second packing in the same process got those of the first."""
     file = tmp_path / "a.txt"
     for second, metres in enumerate((1.0, 2.0)):
         file.write_text(" ".join([str(metres)] * 150) + "\n")
@@ -121,7 +121,7 @@ def test_a_wrong_line_of_a_label_file_leaves_out_its_clip(tmp_path: Path, text: 
 
 
 def test_frames_that_two_lines_cut_out_are_one_clip(tmp_path: Path) -> None:
-    """A line that stands twice, also with another confidence or class; a span that differs is another action."""
+    """A repeated line, also with another confidence or class; a different span is another action."""
     sources = pku_set(tmp_path)
     (tmp_path / "label/0002-L.txt").write_text("34,2,8,1\n51,10,20,2\n34,2,8,1\n34,2,8,2\n\n33,2,8,1\n34,2,9,1\n")
     dataset = open_dataset("pku-mmd", **sources)
@@ -194,7 +194,7 @@ def test_a_wrong_line_of_a_skeleton_is_named(tmp_path: Path, text: str, message:
 
 
 def test_texts_that_other_systems_wrote_are_read(tmp_path: Path) -> None:
-    """With a mark, in UTF-16, with lines that end as on Windows, and with empty lines at the end."""
+    """With a byte-order mark, in UTF-16, with line ends of Windows, and with empty lines at the end."""
     sources = pku_set(tmp_path)
     before = open_dataset("pku-mmd", **sources)
     for path in [tmp_path / "cross-subject.txt", *(tmp_path / "skeleton").iterdir(), *(tmp_path / "label").iterdir()]:
@@ -271,7 +271,7 @@ def test_split_files_are_held_against_the_videos(tmp_path: Path, caplog: pytest.
 @pytest.mark.parametrize(("frames", "slack", "reason"), [
     (18, 2, None), (10, 2, "10 frames but 20 poses of the whole video.*own frame rate.*--pose-slack 10"), (24, 4, None)])
 def test_a_video_at_another_frame_rate_is_refused(tmp_path: Path, frames: int, slack: int, reason: str | None) -> None:
-    """Its frames 2 to 8 exist, but show what comes later: only the whole video's length tells."""
+    """Its frames 2 to 8 exist, but show a later scene: only the length of the whole video reveals it."""
     sources = pku_set(tmp_path)
     for stem in ("0002-L", "0003-M"):
         write_video(tmp_path / "video" / f"{stem}.avi", frames, codec="mpeg4", height=HEIGHT)

@@ -40,7 +40,7 @@ def flat(joints_V2: np.ndarray) -> list[float]:
 
 
 def corners(joints_V2: np.ndarray) -> tuple[float, float, float, float]:
-    """Of a box that is larger than the joints', as that of a detector is."""
+    """A box that is larger than that of the joints, like a detector's."""
     (x1, y1), (x2, y2) = joints_V2.min(0), joints_V2.max(0)
     return float(x1) - 2, float(y1) - 4, float(x2) + 6, float(y2) + 8
 
@@ -233,7 +233,7 @@ def test_videos_of_one_name_need_their_folders(tmp_path: Path) -> None:
 
 
 def test_poses_belong_to_one_video(tmp_path: Path) -> None:
-    """A video without poses of its own gets none of another video of its name."""
+    """A video without poses does not get those of another video with its name."""
     videos = videos_of(tmp_path / "videos", "walk/a", "run/a", "run/b")
     write_mmpose(tmp_path / "poses" / "walk", "a")
     file = (tmp_path / "poses" / "walk" / "predictions" / "a.json").rename(tmp_path / "poses" / "walk" / "a.json")
@@ -270,7 +270,7 @@ def test_poses_of_another_folder_are_of_another_clip(
 
 
 def test_joints_that_may_be_several_layouts_are_asked_for(tmp_path: Path) -> None:
-    """25 joints in a COCO file are of no program's own; OpenPose's are its own."""
+    """25 joints in a COCO file are ambiguous; in OpenPose's files they are its own."""
     videos = videos_of(tmp_path / "videos", "walk/a")
     joints = flat(body(0, num_joints=25))
     images = [{"id": t, "file_name": f"a/{t}.jpg"} for t in range(FRAMES)]
@@ -296,7 +296,7 @@ def test_frames_that_a_program_leaves_out_have_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_images_that_a_coco_file_leaves_out_have_nobody(tmp_path: Path, first: int) -> None:
-    """The frames behind a gap were taken for those in it."""
+    """The frames after a gap were taken for those in it."""
     videos = videos_of(tmp_path / "videos", "walk/a")
     write_coco(tmp_path, "a")
     content = json.loads((tmp_path / "a.json").read_text())
@@ -411,7 +411,7 @@ def test_a_score_that_is_null_and_an_empty_box_are_none(tmp_path: Path, form: st
     ("openpose", "other.txt", "", "no openpose poses in it"),
 ])
 def test_odd_files_are_named(tmp_path: Path, form: str, file: str, content: str, message: str) -> None:
-    """A file that cannot be read is the only one here, and ends the reading; among others it is one clip left out."""
+    """An unreadable file ends the reading if it is the only one; among others only its clip is left out."""
     videos = videos_of(tmp_path / "videos", "walk/a")
     (tmp_path / "poses").mkdir()
     (tmp_path / "poses" / file).write_text(content)

@@ -52,7 +52,7 @@ def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path, name: str, ids
 
 @pytest.mark.parametrize("kind", [int, str, float])
 def test_frame_ids_of_any_type_are_numbers(tmp_path: Path, kind: type) -> None:
-    """Ids of images run against them; two frames show nobody and are left out."""
+    """Ids of images are in the opposite order; two frames show nobody and are left out."""
     shown = [0, 1, 3, 4, 6, 7]
     coco_of(tmp_path / "a.json", *["x.jpg"] * 6, id=list(range(6))[::-1], frame_id=[kind(t) for t in shown])
     found = read_poses(str(tmp_path / "a.json"), "coco", "a", 17, None, 1, 0.3)
@@ -74,7 +74,7 @@ def test_numbers_of_frames_that_contradict_are_refused(tmp_path: Path, names: li
 
 @pytest.mark.parametrize("form", ["alphapose", "coco", "openpose", "yolo"])
 def test_time_stamps_are_no_numbers_of_frames(tmp_path: Path, form: str) -> None:
-    """As numbers of frames they are a list of 1,700,000,000 frames."""
+    """Taken for frame numbers, they would need a list of 1,700,000,000 frames."""
     stamps = [1_700_000_000 + t for t in (0, 1, 3)]
     if form == "coco":
         coco_of(tmp_path / "a.json", *(f"{stamp}.jpg" for stamp in stamps))

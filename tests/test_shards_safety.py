@@ -115,7 +115,7 @@ def test_workers_die_with_their_parent(source: tuple[Path, Path], tmp_path: Path
 
 @pytest.mark.parametrize("starting", [False, True])
 def test_ctrl_c_ends_workers_at_once_and_in_silence(tmp_path: Path, starting: bool) -> None:
-    """A terminal sends it to all processes, those that import their modules among them."""
+    """A terminal sends it to all processes, including those that are still importing modules."""
     script = tmp_path / "parent.py"
     script.write_text(
         "import signal, sys, time\n"
@@ -175,7 +175,7 @@ def test_full_disk_ends_cleanly(dataset: DataSet, undisturbed: dict[str, str], t
 
 
 def test_full_disk_in_a_worker_process(source: tuple[Path, Path], tmp_path: Path) -> None:
-    """The system itself refuses to write on: files of this process tree may have 30 kB."""
+    """The system itself refuses to write more: files of this process tree are limited to 30 kB."""
     (tmp_path / "packing.py").write_text(
         "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n" + PACK_SCRIPT)
     command = [sys.executable, str(tmp_path / "packing.py"), *map(str, source), str(tmp_path / "out"), "2"]
@@ -205,7 +205,7 @@ def test_two_packers_in_one_folder(dataset: DataSet, undisturbed: dict[str, str]
 
 
 def test_resume_refuses_another_codec_and_other_bits(dataset: DataSet, tmp_path: Path) -> None:
-    """By their names: a codec's options are in the plan, and those of another one are not."""
+    """By name: a codec's options are in the plan, those of another codec are not."""
     blocks = replace(RESUME, codec="blocks")
     stop_after_first_shard(dataset, tmp_path / "jpeg")
     with pytest.raises(UserError, match=r"cannot resume with other input: codec was 'jpeg', now 'blocks'.*; give the same"):
@@ -223,7 +223,7 @@ def test_resume_refuses_another_codec_and_other_bits(dataset: DataSet, tmp_path:
 def test_resume_refuses_other_input(dataset: DataSet, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stop_after_first_shard(dataset, out)
-    with pytest.raises(UserError, match="out: holds an unfinished packing; go on with --resume, or delete the folder"):
+    with pytest.raises(UserError, match="out: holds an unfinished packing; continue it with --resume, or delete the folder"):
         pack(dataset, out, OPTIONS)
     with pytest.raises(UserError, match=r"cannot resume with other input: quality was 90, now 50; give the same input"):
         pack(dataset, out, replace(RESUME, quality=50))
@@ -322,7 +322,7 @@ CODEC_OF = {"gop": "h264", "luma_bits": "blocks", "chroma_bits": "blocks"}  # of
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, field.name) for kind in OTHER for field in fields(kind)])
 def test_every_field_is_in_the_plan(kind: type, name: str) -> None:
-    """But for those that say where and how fast it is packed: the bytes and the manifest follow from all others."""
+    """Except those for where and how fast to pack: all others determine the bytes and the manifest."""
     def plan(changes: dict[str, object]) -> dict[str, object]:
         def made(part: Any, **values: Any) -> Any:
             return part(**values | (changes if part is kind else {}))
@@ -341,7 +341,7 @@ def test_every_field_is_in_the_plan(kind: type, name: str) -> None:
 
 
 def stop_after_first_shard(dataset: DataSet, out: Path, options: PackOptions = OPTIONS) -> None:
-    """Begin to pack and be interrupted from the keyboard."""
+    """Start to pack and be interrupted from the keyboard."""
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
@@ -362,7 +362,7 @@ def test_resume_packs_again_what_is_not_as_recorded(dataset: DataSet, undisturbe
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"number": 0, "rows": [1]}'])
 def test_torn_files_of_a_packing(dataset: DataSet, undisturbed: dict[str, str], tmp_path: Path, content: bytes) -> None:
-    """As a failing disk leaves them. What was recorded is packed again; without its plan a packing cannot go on."""
+    """As a failing disk leaves them. Shards with damaged records are packed again; without a plan packing cannot continue."""
     out = tmp_path / "out"
     stop_after_first_shard(dataset, out)
     whole = (out / ".parts" / "plan.json").read_bytes()
@@ -382,11 +382,11 @@ def test_folders_of_another_version_are_left_alone(dataset: DataSet, undisturbed
     plan = out / ".parts" / "plan.json"
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"version": "svdata2vec 0.1.0"}))
     with pytest.raises(UserError, match=r"out: an unfinished packing by another version \(svdata2vec 0\.1\.0, this is "
-                                        rf"{PROGRAM}\); go on with the version that began it, or pack into another folder$"):
+                                        rf"{PROGRAM}\); continue with the version that started it, or pack into another f"):
         pack(dataset, out, RESUME)
     same = json.loads(plan.read_text()) | {"version": PROGRAM}
     plan.write_text(json.dumps(same | {"earlier_option": 1}))
-    with pytest.raises(UserError, match=rf"out: an unfinished packing by another state of {PROGRAM}; go on with the version"):
+    with pytest.raises(UserError, match=rf"out: an unfinished packing by another state of {PROGRAM}; continue with the"):
         pack(dataset, out, RESUME)
     with pytest.raises(UserError, match=r"codec was 'jpeg', now 'vp9'; quality was 90, now 24; give the same input"):
         pack(dataset, out, replace(RESUME, codec="vp9"))

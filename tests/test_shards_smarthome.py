@@ -30,7 +30,7 @@ def smarthome_json(people: list[list[np.ndarray]], version: int) -> str:
 
 
 def smarthome_set(root: Path, stems: list[str], version: int) -> dict[str, object]:
-    """640x480 videos are replaced by small ones: the joints are in 640x480 all the same."""
+    """640x480 videos are replaced by small ones: the joints are still in pixels of 640x480."""
     videos, skeletons = root / "mp4", root / "skeletons"
     videos.mkdir()
     skeletons.mkdir()

@@ -109,7 +109,7 @@ def test_class_names_beside_the_pickle(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_class_names_of_a_table(tmp_path: Path) -> None:
-    """A list, or a file of them: its name is no class."""
+    """A list, or a file with one: the file's name is not a class."""
     (tmp_path / "t.csv").write_text("path,label\na.mp4,0\nb.mp4,1\n")
     names = tmp_path / "names.txt"
     names.write_bytes(b"\xef\xbb\xbfwalk\r\n\r\nrun\x0cor jump\r\n")
@@ -157,11 +157,11 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('H\na.mp4,"walk\nb.mp4,run\n', "cannot be read: lines 2 to 3: a field runs on over them. Is a quotation mark left open?"),
+    ('H\na.mp4,"walk\nb.mp4,run\n', "cannot be read: lines 2 to 3: a field extends over them. Is a quotation mark left open?"),
     (f"H\na.mp4,{'x' * 200_000}\n", "cannot be read: line 2: field larger than field limit (131072). Is"),
     (f'H\na.mp4,"walk\nb.mp4,run"\nc.mp4,run\nd.mp4,{"x" * 200_000}\n\n"e.mp4,run\nf.mp4,walk\n',
-     "lines 2 to 3: a field runs on over them; line 5: field larger than field limit (131072); lines 7 to 8: a field runs on"),
-    ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field runs on over them; and 2 more. Is"),
+     "lines 2 to 3: a field extends over them; line 5: field larger than field limit (131072); lines 7 to 8: a field extends"),
+    ('H\n' + 'a.mp4,"walk\nb.mp4,run"\n' * 12, "lines 20 to 21: a field extends over them; and 2 more. Is"),
     ('path,"label\na.mp4,walk\nb.mp4,"run\n', "t.csv: cannot be read: lines 1 to 3: a field"),
     ('x' * 200_000, "t.csv: expected a header with path and label"),
     ("H,split, Split\na.mp4,walk,train,test\n", "t.csv: the header names column 'split' twice; expected it once"),
@@ -169,7 +169,7 @@ def test_tables_as_people_have_them(tmp_path: Path, content: bytes) -> None:
      "cannot be read: line 2: 'train' is in a column that the header does not name; line 4: 'test' is in a column that the"),
 ])
 def test_lines_that_cannot_be_read_swallow_no_clips(tmp_path: Path, content: str, message: str) -> None:
-    """All lines that must be mended are named at once."""
+    """All lines that must be corrected are named at once."""
     (tmp_path / "t.csv").write_text(content.replace("H", "path,label", 1))
     with pytest.raises(UserError, match=re.escape(message)):
         open_dataset("csv", table=tmp_path / "t.csv")
@@ -240,7 +240,7 @@ def test_a_clip_has_the_split_of_its_own_row(tmp_path: Path) -> None:
 
 
 def test_one_video_is_one_clip_of_a_pickle(tmp_path: Path) -> None:
-    """Under one name, and under names with and without folder or ending; the name that fits with its folders is taken."""
+    """Under one name, and under names with and without folder or extension; the name whose folders fit is used."""
     root = write_tree(tmp_path / "own", "walk/a.mp4", "run/b_rgb.mp4", "c.mp4")
     names = ["sit/a", "walk/a", "a", "walk/a", "b", "b_rgb", "c.mp4", "c.avi"]
     path = write_pickle(tmp_path / "set.pkl", [annotation(name, 0, FRAMES) for name in names], {"train": names})
@@ -306,7 +306,7 @@ ODD: dict[str, tuple[Any, str]] = {
     "joints_objects": ({"keypoint": np.array([[None, 1], [2, 3]], object)}, "keypoint has shape (2, 2)"),
     "joints_words": ({"keypoint": np.array(["a", "b"])}, "keypoint is of type ndarray, expected an array of numbers"),
     "score_inside": ({"keypoint": np.full((1, FRAMES, 17, 3), 60.0), "keypoint_score": None},
-                     "expected (persons, frames, joints, 2); if the third number is a score, it belongs into keypoint_score"),
+                     "expected (persons, frames, joints, 2); if the third number is a score, it belongs in keypoint_score"),
     "metres": ({"keypoint": np.full((1, FRAMES, 17, 3), 2.5)}, "keypoint has 3 coordinates: these are metres, not pixels"),
     "boxes_text": ({"bboxes": "none"}, "bboxes is of type str, expected an array of numbers"),
     "boxes_short": ({"bboxes": np.zeros((FRAMES, 3))}, "bboxes has a row of 3 numbers"),
@@ -369,7 +369,7 @@ def test_what_an_annotation_says_of_its_clip(tmp_path: Path) -> None:
 
 
 def test_a_name_without_annotation_is_one_skipped_clip(tmp_path: Path) -> None:
-    """In however many splits it is."""
+    """Once, even if it is in several splits."""
     splits = {"xsub_train": ["a", "z"], "xview_train": ["z", "a"], "xset_train": ["a", "y"]}
     path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, FRAMES)], splits)
     dataset = open_dataset("pyskl", pickle_path=path, videos=write_tree(tmp_path / "videos", "a.mp4"))

@@ -29,7 +29,7 @@ def test_usual_names_are_not_asked_about(name: str) -> None:
 
 
 def test_splits_that_differ_in_case_alone_are_said() -> None:
-    """A table of several hands: three splits, each with a part of the clips."""
+    """A table written by several people: three splits, each with a part of the clips."""
     said = unusual_names({"Train": ["a"], "val": ["b"], "train": ["c", "d"], "TRAIN": ["e"]})
     assert said == ["splits 'Train' of 1 clips and 'train' of 2 clips and 'TRAIN' of 1 clips differ in case alone, and are 3 "
                     "splits: spell them alike if they are one, and pack again"]
@@ -68,7 +68,7 @@ def test_a_misspelt_split_of_a_table_is_said_before_and_after_packing(
 
 def test_columns_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture,
                                              capsys: pytest.CaptureFixture[str]) -> None:
-    """One that seems to be that of the splits loudly: without it, all clips are trained on."""
+    """With a warning for one that seems to be that of the splits: without it, all clips are trained on."""
     own = table(tmp_path, "path,label,splits,person", "a.mp4,x,train,1", "b.mp4,x,test,2")
     with caplog.at_level("INFO"):
         assert main(["shard", "csv", str(tmp_path / "out"), "--table", str(own), "--size", "96", "--workers", "1"]) == 0

@@ -81,7 +81,7 @@ READERS = {"ntu": (ntu, 25), "uav": (uav, 17), "pyskl": (pyskl, 17)}
 def test_one_person_under_four_numbers_is_one_person(
     tmp_path: Path, reader: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model would see two of four pieces: 8 of 20 frames without a joint, and nobody said so."""
+    """The model would see two of four pieces: 8 of 20 frames without a joint, unreported."""
     pack, joints = READERS[reader]
     pieces = in_pieces(*FOUR, joints=joints)
     with caplog.at_level(logging.INFO, logger="svdata2vec"):
@@ -136,7 +136,7 @@ def test_what_is_one_person(first: np.ndarray, second: np.ndarray, joined: int) 
 
 
 def test_slots_that_take_turns_are_one_person() -> None:
-    """As PKU-MMD's two places and pickles have it: one body, now in the first, now in the second."""
+    """As in PKU-MMD's two slots, and in pickles: one body is sometimes in the first slot, sometimes in the second."""
     turns = np.arange(FRAMES) // 3 % 2
     pose = np.stack([np.where((turns == slot)[:, None, None], body(), 0) for slot in range(2)])
     found, _, count = join_slots(pose)
@@ -223,7 +223,7 @@ def pku_file(path: Path, present: np.ndarray) -> Path:
 
 
 def test_a_joint_of_half_a_place_keeps_no_pieces_apart() -> None:
-    """The sensor gives joints without x; as (0, y) they made the person as wide as its way from the left edge."""
+    """The sensor writes joints without x; as (0, y) they made the person as wide as its distance from the left edge."""
     pieces = np.stack([body(300, seen=range(12)), body(300, seen=range(12, FRAMES))])
     pieces[0, 11, 3] = np.nan, pieces[0, 11, 3, 1]
     found, _, joined = join_slots(pieces)
@@ -297,7 +297,7 @@ def test_many_brief_detections_do_not_multiply_slots() -> None:
 
 
 def test_pieces_are_joined_nearest_first() -> None:
-    """Two tracks end beside one that begins: the nearer one goes on."""
+    """Two tracks end near one that starts: the nearer one is continued."""
     def detections(*corners: float) -> Detections:
         box_N4 = np.array([[x, 10, x + 40, 110] for x in corners]).reshape(-1, 4)
         return Detections(box_N4, np.ones(len(box_N4)), np.zeros((len(box_N4), 17, 2)), np.ones((len(box_N4), 17)))

@@ -80,7 +80,7 @@ def test_the_command_says_how_many(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_helps_with_a_cut_tar_is_said_wherever_it_is_found(folder: Path) -> None:
-    """`verify` does not send its user to `verify`; who reads a single clip is sent there."""
+    """`verify` does not advise to run `verify`; the message for reading a single clip does."""
     shards = ShardSet.open(folder)
     cut_tar(folder)
     broken = [finding.message for finding in verify(folder) if finding.kind == "clip"]
@@ -354,7 +354,7 @@ def test_every_field_of_the_json_component_is_checked(name: str, value: object) 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning", "ignore:invalid escape:SyntaxWarning")
 def test_every_damaged_header_of_an_array_is_refused_or_read() -> None:
-    """Whatever NumPy's parser raises for it; a UserError is a clip to replace, anything else the end of a training."""
+    """For any exception of NumPy's parser; a UserError only replaces the clip, others would end a training run."""
     whole, refused = npy_bytes(np.ones((2, 3), np.float32)), 0
     for place in range(whole.index(b"\n")):
         for byte in b"\x00 '(5[{\\,\xff":

@@ -1,4 +1,4 @@
-"""Source videos as cameras and people leave them: turned, mirrored, trimmed, cut off, with pixels that are not square."""
+"""Source videos as cameras and people produce them: turned, mirrored, trimmed, cut off, with pixels that are not square."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packed_or_reason(video: Path, root: Path, **changes: Any) -> int | str:
-    """Frames of the clip that packing makes of a video without poses, or why it is left out; a good clip goes with it."""
+    """Frames of the clip packed from a video without poses, or why it is left out; a good clip is packed with it."""
     root.mkdir(exist_ok=True)
     good = write_video(root / "good.mp4", 3)
     clips = [ClipAnnotation("good", 0, good), ClipAnnotation("clip", 0, video)]
@@ -180,7 +180,7 @@ def test_pixels_become_square(tmp_path: Path, aspect: tuple[int, int], width: in
 
 @pytest.mark.parametrize("form", ["{}.jpg", "{:05d}.JPG", "v2_{}.png", "7-{}.jpeg"])
 def test_pictures_are_numbered_in_many_ways(tmp_path: Path, form: str) -> None:
-    """Of 8.jpg to 119.jpg all count, by their whole numbers."""
+    """All of 8.jpg to 119.jpg count, in numerical order."""
     names = [form.format(number) for number in range(8, 120)]
     for name in names:
         (tmp_path / name).touch()

@@ -1,7 +1,8 @@
-"""Writes pictures in blocks (`shards/blocks.py`): every block's ends by least squares, in up to half more time than JPEGs.
+"""Encodes pictures in blocks (`shards/blocks.py`): every block's ends by least squares, in up to 1.5 times the time of JPEGs.
 
-NumPy on all planes at once, in memory that is kept. N blocks of Y, then Cb, then Cr, each row by row; X, Y column and row of a
-pixel in its block: the upper left pixels of all blocks, then those below them, and so on. P = 4N pixels, a row of every block.
+NumPy processes all planes at once, in memory that is reused. N blocks of Y, then Cb, then Cr, each row by row; X, Y column and
+row of a pixel in its block: the upper left pixels of all blocks, then those below them, and so on. P = 4N pixels, a row of
+every block.
 """
 
 from collections.abc import Sequence
@@ -17,14 +18,14 @@ Words = NDArray[np.uint16]
 Floats = NDArray[np.floating]  # of 32 bits
 Copies: TypeAlias = list[tuple[NDArray[Any], NDArray[Any]]]
 _SCALE_BITS = 13  # an index times a share of the span fits into 16 bits: 7 * 2**13 + 2**12 < 2**16
-# How far inside its darkest and brightest pixel, in 256ths of the span, a block's ends begin, by bits: of 0 to 32 the best on
-# real pictures. With a second search for the nearest index after the fit they came 0.05 dB closer, for half as much time again
+# By bits: how far inside its darkest and brightest pixel a block's ends start, in 256ths of the span; the best of 0 to 32 on
+# real pictures. A second search for the nearest index after the fit gained 0.05 dB, for half as much time again
 # (tried once, 2026-11-26, no record).
 _INSET = {2: 20, 3: 8}
 
 
 class BlockFrameEncoder:
-    """Frames (S, S, 3) uint8 RGB to (frame_bytes,) bytes each, in the same memory each time."""
+    """Encodes frames (S, S, 3) uint8 RGB to (frame_bytes,) bytes each; the result is in the same memory each time."""
 
     def __init__(self, layout: BlockFormat) -> None:
         side = layout.side
@@ -50,13 +51,13 @@ class _BlockFit:
     """Indices and ends of all blocks of a frame."""
 
     def __init__(self, layout: BlockFormat, planes: Sequence[Bytes], coded: Bytes) -> None:
-        """planes: the pixels that are read, coded: the frame that is written, both the same memory each time."""
+        """planes: the pixels to read. coded: the frame to write. Both are the same memory at every call."""
         counts = [(plane.side // BLOCK) ** 2 for plane in layout.planes]
         blocks = sum(counts)
         self._inset_N = np.repeat(np.array([_INSET[plane.bits] for plane in layout.planes], np.uint16), counts)
         self._highest_N = np.repeat(np.array([2**plane.bits - 1 for plane in layout.planes], np.float32), counts)
-        # Little memory, used again while the processor's cache has it: the rows as they come are no longer needed when levels
-        # are written, nor are pixels when bits are.
+        # Little memory, reused while it is in the CPU's cache: the copied rows are no longer needed when levels are written,
+        # nor are pixels when bits are.
         self._pixel_XYN, self._index_XYN = (np.empty((BLOCK, BLOCK, blocks), np.uint8) for _ in range(2))
         self._level_XYN, self._value_XYN = (np.empty((BLOCK, BLOCK, blocks), np.uint16) for _ in range(2))
         self._given_4P = self._level_XYN.reshape(-1).view(np.uint8)[: BLOCK * BLOCK * blocks].reshape(BLOCK, -1)
@@ -64,7 +65,7 @@ class _BlockFit:
         self._ends_N2 = np.empty((blocks, 2), np.uint8)
         self._zero_1N: Floats = np.zeros((1, blocks), np.float32)
         self._per_level_N = np.empty(blocks, np.uint16)
-        span = np.maximum(np.arange(256), 1)  # flat blocks have index 0, as nothing lies above their end
+        span = np.maximum(np.arange(256), 1)  # flat blocks have index 0, as no pixel is above their end
         shares = [((2**plane.bits - 1 << _SCALE_BITS) / span + 0.5).astype(np.uint16) for plane in layout.planes[:2]]
         self._shares = [(slice(counts[0]), shares[0]), (slice(counts[0], None), shares[1])]  # luma, chroma
         self._taken, self._written, self._thirds = self._copies(layout, planes, coded)
@@ -91,7 +92,7 @@ class _BlockFit:
         return taken, written, thirds
 
     def __call__(self) -> None:
-        """Find indices and ends: the nearest of even levels just inside the extremes, then the line through them."""
+        """Find indices (the nearest of even levels between ends just inside the extremes), then fit the ends to them."""
         for given_4RS, pixels_4RS in self._taken:
             np.copyto(given_4RS, pixels_4RS)
         width = self._given_4P.size // BLOCK
@@ -103,7 +104,7 @@ class _BlockFit:
         self._write()
 
     def _assign(self, first_N: Bytes, last_N: Bytes) -> None:
-        """The index of every pixel: the nearest of the levels between two ends, the first the lower one."""
+        """The index of every pixel: the nearest level between the two ends, of which the first is the lower one."""
         span_N, above, level = last_N - first_N, self._index_XYN, self._level_XYN
         np.maximum(self._pixel_XYN, first_N, out=above)
         np.minimum(above, last_N, out=above)
@@ -116,7 +117,7 @@ class _BlockFit:
         np.copyto(self._index_XYN, level, casting="unsafe")
 
     def _fit_ends(self) -> None:
-        """Both ends of the line through (index, pixel) of each block that is nearest to its pixels."""
+        """The ends of each block: those of the line through (index, pixel) with the least squared error."""
         index, value, square = self._index_XYN, self._value_XYN, self._pixel_XYN
         np.copyto(value, self._pixel_XYN)
         count, v_N = np.float32(BLOCK * BLOCK), _sum(value)  # at most 16 * 255
@@ -129,12 +130,12 @@ class _BlockFit:
         slope_N = (count * iv_N - i_N * v_N) / spread_N
         start_N = (v_N - slope_N * i_N) / count
         slope_N *= self._highest_N
-        # OpenCV's sums in bytes round, and cut to 0..255
+        # OpenCV's byte sums round and saturate to 0..255
         for place, end_N in enumerate((self._zero_1N, slope_N[None])):
             self._ends_N2[:, place] = cv2.add(start_N[None], end_N, dtype=cv2.CV_8U)
 
     def _write(self) -> None:
-        """Put all planes where they belong in the frame."""
+        """Write all planes into the frame."""
         bits_XYN = self._pixel_XYN
         np.bitwise_and(self._index_XYN, np.uint8(3), out=bits_XYN)
         _side_by_side(bits_XYN, 4, self._packed_YN)
@@ -148,12 +149,12 @@ class _BlockFit:
 
 
 def _sum(value_XYN: Bytes | Words) -> Floats:
-    """(N,) sum of every block's numbers, which their type holds."""
+    """(N,) sum of every block's numbers, which must fit into their type."""
     return np.add.reduce(value_XYN, axis=(0, 1), dtype=value_XYN.dtype).astype(np.float32)
 
 
 def _side_by_side(value_XYN: Bytes, scale: int, out_YN: Bytes) -> None:
-    """A byte out of the four numbers below `scale` of a row of a block, the first the lowest. Changes them."""
+    """Combine the four numbers below `scale` in each row of a block into a byte, the first one lowest. Changes `value_XYN`."""
     odd_2YN = value_XYN[1::2]
     np.multiply(odd_2YN, np.uint8(scale), out=odd_2YN)
     np.add(odd_2YN, value_XYN[::2], out=odd_2YN)

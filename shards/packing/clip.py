@@ -24,15 +24,15 @@ from svdata2vec.shards.shown import public
 from svdata2vec.shards.times import Times
 from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
 
-# Share of a video's frames by which its length may differ from the annotation's: frame rates in use are 4 % apart (24 and
-# 25) but for 29.97 and 30, which are a frame in a thousand apart.
+# Share of a video's frames by which its length may differ from the annotation's: common frame rates differ by 4 % (24 and
+# 25) or more, except 29.97 and 30, which differ by a frame in a thousand.
 OTHER_RATE = 0.03
 
 FileState = tuple[int, int]  # size in bytes, time of the last change in ns
 
 
 def file_state(path: str | Path | None) -> FileState | None:
-    """None without a file, for one behind a URL, and for one that is not there, whose reader says so."""
+    """State of a file; None without one, for a URL, and for a missing file, which its reader reports."""
     if path is None or "://" in str(path) or not Path(path).is_file():
         return None
     status = Path(path).stat()
@@ -40,7 +40,7 @@ def file_state(path: str | Path | None) -> FileState | None:
 
 
 def check_unchanged(path: str | Path | None, before: FileState | None) -> None:
-    """UserError if a file is not any more what it was `before` it was read: the parts may be of two files."""
+    """UserError if a file has changed since its state `before` reading: the bytes read may be of two versions."""
     after = file_state(path)
     if before is not None and after != before:
         now = "it is gone" if after is None else f"{before[0]} bytes, then {after[0]} bytes written later"
@@ -59,7 +59,7 @@ class ClipPacker:
         self._num_joints, self._options = num_joints, options
         self._reader: VideoReader | None = None
         self._video_state: FileState | None = None  # when the reader was opened
-        # A video, its state, the sha256 of its bytes: clips of one video follow each other.
+        # (video, its state), sha256 of its bytes; kept because clips of one video follow each other.
         self._hashed: tuple[tuple[str, FileState | None], str] = ("", None), ""
 
     def pack(self, clip: ClipAnnotation) -> tuple[dict[str, bytes], int]:
@@ -91,7 +91,7 @@ class ClipPacker:
         self._reader = None
 
     def _open(self, clip: ClipAnnotation) -> VideoReader:
-        """The reader of the last clip if it stands at or before this one's start, else a new one."""
+        """The reader of the last clip if its position is not after this one's start, else a new one."""
         reader = self._reader
         if reader is None or reader.path != str(clip.video) or reader.position > clip.start_frame:
             self.close()
@@ -129,7 +129,7 @@ class ClipPacker:
         return {**video, **side, "json": meta.to_bytes()}, num_frames
 
     def _source_sha256(self, video: str) -> str:
-        """Hash of the video's bytes; empty behind a URL, from where they would have to come once more."""
+        """Hash of the video's bytes; empty for a URL, from which they would have to be fetched again."""
         if "://" in video:
             return ""
         if self._hashed[0] != (video, self._video_state):
@@ -163,13 +163,13 @@ class ClipPacker:
             return encoder.finish(), num_frames
 
     def _copy(self, clip: ClipAnnotation, reader: VideoReader) -> tuple[dict[str, bytes], int]:
-        """The video file as it is; decoded once to count its frames and to know that it can be."""
+        """The video file unchanged; decoded once to count its frames and to check that it can be decoded."""
         if not reader.info.kept_as_stored:
             why = str(reader.info.orientation) or "its pixels are not square"
             raise UserError(f"{clip.video}: {why}; codec copy keeps the stream as it is, use another codec")
         if not reader.is_first_stream:
             raise UserError(f"{clip.video}: a cover picture or another video lies before the video; codec copy keeps the file, "
-                            "of which the first video stream is read, use another codec")
+                            "and readers take its first video stream; use another codec")
         if clip.start_frame or clip.end_frame is not None:
             raise UserError(f"{clip.video}: the clip is a part of its video; codec copy keeps whole files, use another "
                             "codec")
@@ -181,13 +181,13 @@ class ClipPacker:
         with self.times.step("read"), open_bytes(clip.video) as file:
             content = file.read()
         check_unchanged(clip.video, self._video_state)
-        if (problem := cut_off_reason(np.frombuffer(content, np.uint8))) is not None:  # as whatever decodes it will say
+        if (problem := cut_off_reason(np.frombuffer(content, np.uint8))) is not None:  # as the decoder would report later
             raise UserError(f"{clip.video}: {problem}")
         return {container_component(str(clip.video)): content}, num_frames
 
 
 def resize_square(crop_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The square at the stored size; unchanged if it has it already.
+    """The square at the stored size; unchanged if it already has that size.
 
     Cubic without antialias came 0.5 to 2 dB closer to the method's own crop (bilinear, straight from the source) than
     area averaging or bilinear did, at every scale up to 3 (tried once, 2026-11-22, no record).
@@ -212,7 +212,7 @@ def _square(people: Pose | None, info: VideoInfo, size: int) -> tuple[int, int, 
 
 
 def _check_video(clip: ClipAnnotation, pose: Pose, reader: VideoReader, slack: int) -> None:
-    """UserError if a clip is cut out of a video of another length than the annotation's: it would show other frames."""
+    """UserError if a clip is cut out of a video of another length than the annotation's: its frames would be the wrong ones."""
     poses, frames = pose.video_frames, reader.stated_frames
     if poses is not None and frames and abs(frames - poses) > max(slack, OTHER_RATE * poses):
         raise UserError(f"{clip.video}: {frames} frames but {poses} poses of the whole video, whose frame numbers cut out the "

@@ -1,7 +1,7 @@
-"""Finds clips whose packing ends the worker process: a crash in a decoder, or more memory than there is.
+"""Finds clips that crash the worker process that packs them: a fault in a decoder, or more memory than there is.
 
-A worker notes which clip it is at; when one dies, these clips are packed again, each in a process of its own, and those
-that end it again are left out. (A packing of one process dies with its worker: then its next run does so.)
+A worker leaves a note with its current clip. When a worker dies, these clips are packed again, each in its own process, and
+those that crash again are left out. (A packing with one process dies with its worker: then the next run does this.)
 """
 
 import concurrent.futures as cf
@@ -31,7 +31,7 @@ def load_refused(parts: Path) -> dict[str, str]:
 
 
 def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, refused: dict[str, str]) -> bool:
-    """Try the clips that workers were at; add those that crash again to `refused` and to the folder. False: none does.
+    """Try the clips of the workers' notes; add those that crash again to `refused` and to the folder. False if none does.
 
     `parts`: the folder with the workers' notes.
     """
@@ -40,7 +40,7 @@ def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, ref
     for note in sorted(parts.glob("*" + NOTE_SUFFIX)):
         try:
             key = note.read_text(encoding="ascii")
-        except FileNotFoundError:  # a worker of a cluster, still at work, is done with it
+        except FileNotFoundError:  # a worker of a cluster, which is still running, has finished the clip
             continue
         note.unlink(missing_ok=True)
         if key in clips and key not in refused and _crashes(clips[key], len(dataset.layout.joints), options):
@@ -56,7 +56,7 @@ def _crashes(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> boo
     with cf.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             pool.submit(silence_decoder).result()
-        except BrokenProcessPool:  # none can begin, as under a script without a guard: no clip is to blame
+        except BrokenProcessPool:  # no process can start, as in a script without a guard: no clip is to blame
             return False
         try:
             pool.submit(_try, clip, num_joints, options).result()
@@ -66,7 +66,7 @@ def _crashes(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> boo
 
 
 def _try(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> None:
-    """Pack the clip and discard the result; an ordinary error is no crash."""
+    """Pack the clip and discard the result; ordinary errors are ignored."""
     silence_decoder()
     with contextlib.suppress(Exception):
         ClipPacker(num_joints, options).pack(clip)

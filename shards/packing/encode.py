@@ -22,7 +22,7 @@ from svdata2vec.shards.packing.blockencoder import BlockFrameEncoder
 from svdata2vec.shards.reading.sample import OFFSETS
 
 # 4:4:4 keeps 2 to 3 dB more of the model's crop, for 20 to 40 % more bytes (tools/results/packing_*.json) and 40 % more time to
-# load (bench_data.json). What videos hold is 4:2:0, if of larger pictures.
+# load (bench_data.json). Videos are 4:2:0 too, but of larger pictures.
 JPEG_CHROMA = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
 
 
@@ -45,7 +45,7 @@ class JpegEncoder:
 
 
 class BlockClipEncoder:
-    """Frames of one size behind a header (`shards/blocks.py`)."""
+    """A header, followed by frames of one size (`shards/blocks.py`)."""
 
     def __init__(self, layout: BlockFormat) -> None:
         self._layout, self._encode = layout, BlockFrameEncoder(layout)
@@ -63,9 +63,9 @@ BT601_MATRIX = 6  # AVCOL_SPC_SMPTE170M; PyAV's `Colorspace` counts as the scali
 
 @dataclass(frozen=True)
 class VideoCodec:
-    """How a codec is driven: FFmpeg's encoder, pixel format, name and default of its quality option, other options.
+    """Settings of a codec: FFmpeg's encoder, pixel format, name and default of its quality option, other options.
 
-    `tagged`: the stream says how its colours are to be read. (JPEG has one way only.)
+    `tagged`: whether the stream states its colour space. (JPEG has only one.)
     """
 
     encoder: str
@@ -79,7 +79,7 @@ class VideoCodec:
 VIDEO_CODECS = {
     "vp9": VideoCodec("libvpx-vp9", "yuv420p", "crf", 24, (
         ("b", "0"), ("deadline", "good"), ("cpu-used", "4"), ("row-mt", "0"), ("tile-columns", "0"))),
-    # x264's macroblock tree gives other bytes from call to call (its AVX-512 code; not without assembler)
+    # x264's macroblock tree gives different bytes from call to call (its AVX-512 code; not without assembler)
     "h264": VideoCodec("libx264", "yuv420p", "crf", 18, (("preset", "medium"), ("mbtree", "0"))),
     "hevc": VideoCodec("libx265", "yuv420p", "crf", 18, (
         ("preset", "fast"), ("x265-params", "log-level=error:pools=none:frame-threads=1:info=0"))),
@@ -95,7 +95,7 @@ class VideoClipEncoder:
 
     def __init__(self, codec: VideoCodec, quality: int, gop: int, size: int, fps: float) -> None:
         self._buffer = io.BytesIO()
-        # The frame rate goes nowhere but into time stamps; videos without one get 30.
+        # The frame rate only affects time stamps; videos without one get 30.
         rate = Fraction(fps if fps > 0 else 30.0).limit_denominator(1001)
         self._container = av.open(self._buffer, "w", format="mp4", container_options={"fflags": "+bitexact"})
         self._stream = cast(Any, self._container.add_stream(codec.encoder, rate=rate))
@@ -106,8 +106,8 @@ class VideoClipEncoder:
         context.gop_size = gop or 1_000_000
         context.flags |= av.codec.context.Flags.bitexact
         if codec.tagged:
-            context.color_range, context.colorspace = ColorRange.MPEG, BT601_MATRIX  # as the pictures are converted
-            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709  # of nearly all cameras
+            context.color_range, context.colorspace = ColorRange.MPEG, BT601_MATRIX  # how the pictures are converted
+            context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709  # those of nearly all cameras
         options = dict(codec.options)
         if codec.quality_option == "qscale":
             context.qmin = context.qmax = quality
@@ -125,7 +125,7 @@ class VideoClipEncoder:
 
     def finish(self) -> dict[str, bytes]:
         for packet in self._stream.encode():
-            # FFmpeg's x265 takes decoding times out of memory that it has not written if there are fewer than three frames.
+            # FFmpeg's x265 reads decoding times from uninitialised memory if there are fewer than three frames.
             if self._codec.encoder == "libx265" and self._count < 3:
                 packet.dts = packet.pts
             self._container.mux(packet)

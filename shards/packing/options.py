@@ -9,7 +9,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.encode import CODEC_QUALITY, JPEG_CHROMA, QUALITY_RANGE, VIDEO_CODECS
 from svdata2vec.shards.ranges import Count, Range, Seed, check_fields, check_known, check_number
 
-# Options that mean nothing to other codecs. `chroma` may be 420, which video codecs and blocks have anyway.
+# Options that do not apply to other codecs. `chroma` may be 420, which video codecs and blocks have anyway.
 OF_CODECS = {"luma_bits": ("blocks",), "chroma_bits": ("blocks",), "chroma": ("jpeg",), "gop": (*VIDEO_CODECS,),
              "size": ("jpeg", "blocks", *VIDEO_CODECS)}
 WITHOUT_QUALITY = {"blocks": "has none but --luma-bits and --chroma-bits", "copy": "encodes nothing; leave it out"}
@@ -67,7 +67,7 @@ class PackOptions:
 
     @property
     def blocks(self) -> BlockFormat | None:
-        """How pictures are laid out, codec blocks only."""
+        """Layout of the pictures, codec blocks only."""
         return BlockFormat(self.size, self.luma_bits, self.chroma_bits) if self.codec == "blocks" else None
 
     @property
@@ -80,7 +80,7 @@ class PackOptions:
 
     @property
     def packed_size(self) -> int:
-        """Side of the stored square as the manifest says it; 0 for codec copy."""
+        """Side of the stored square as the manifest has it; 0 for codec copy."""
         return 0 if self.codec == "copy" else self.size
 
     @property

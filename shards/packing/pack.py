@@ -1,4 +1,4 @@
-"""Packs a data set into a folder of shards: plan, work, finish. Interrupted at any moment, `resume` completes it.
+"""Packs a data set into a folder of shards: plan, work, finish. If it is interrupted at any moment, `resume` completes it.
 
 The folder holds shard-*.tar, index.npy, skipped.jsonl and, written last, manifest.json. While packing there are also
 `.lock` (one packer per folder) and `.parts` (the plan, the videos' sizes and one record per finished shard).
@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far packing has got, for display. `step_seconds` are summed over workers.
+    """Progress of a packing, for display. `step_seconds` are summed over workers.
 
-    Counts of `_done` include what earlier runs packed, whose part is `resumed_`; times and rates are of this run.
+    Counts that end in `_done` include clips of earlier runs, which `resumed_*` counts alone; times and rates are of this run.
     """
 
     clips_total: int
@@ -73,7 +73,7 @@ class Progress:
 
     @property
     def clips_read(self) -> int:
-        """Packed or left out."""
+        """Clips that were packed or left out."""
         return self.clips_done + self.clips_skipped
 
     @property
@@ -83,7 +83,7 @@ class Progress:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """At this run's pace; None before its first clips."""
+        """Estimate at this run's pace; None before its first clips."""
         left, here = self.clips_total - self.clips_read, self.clips_read - self.resumed_clips
         if not left:
             return 0.0
@@ -93,11 +93,12 @@ class Progress:
 def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
          progress: Callable[[Progress], None] | None = None) -> Manifest:
     """Pack `dataset` into the folder `out` and return its manifest; `progress` is called after every shard.
-    A script with several `options.workers` does so under `if __name__ == "__main__":`, for they import it.
 
-    Clips that cannot be packed are listed with their reason in `out/skipped.jsonl`. Raises UserError on a bad data set,
-    on a folder in use or packed otherwise, and if no clip could be packed; MachineError on a full disk, WriteFailedError where
-    the folder cannot be made.
+    Clips that cannot be packed are listed with their reason in `out/skipped.jsonl`. A script that uses several
+    `options.workers` must call this under `if __name__ == "__main__":`, as workers import the script.
+
+    Raises UserError for a bad data set, for a folder that is in use or was packed from other input, and if no clip could be
+    packed; MachineError if the disk is full, WriteFailedError if the folder cannot be created.
     """
     options = options or PackOptions()
     dataset.check()
@@ -112,7 +113,7 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
             plan = make_plan(dataset, options)
             if (root / MANIFEST_NAME).exists():
                 return _already_packed(root, dataset, plan, options)
-            components_of(dataset, options.codec)  # refuses a codec before the folder holds a plan with it
+            components_of(dataset, options.codec)  # refuses a codec before a plan with it is written to the folder
             start_or_resume(root, dataset, plan, options)
             records = _pack_shards(root, dataset, options, progress)
             return _finish(root, dataset, options, plan, records)
@@ -121,7 +122,7 @@ def pack(dataset: DataSet, out: str | Path, options: PackOptions | None = None,
 
 
 def _already_packed(root: Path, dataset: DataSet, plan: dict[str, object], options: PackOptions) -> Manifest:
-    """The finished set, if it was packed from this input; UserError says how else to go on."""
+    """The finished set, if it was packed from this input; otherwise UserError, with advice."""
     manifest = Manifest.load(root)
     if not options.resume:
         raise UserError(f"{root}: holds a finished data set ({manifest.dataset}); choose another folder or delete it")
@@ -139,12 +140,12 @@ def _already_packed(root: Path, dataset: DataSet, plan: dict[str, object], optio
                         "or delete this one")
     kept = f"; {lacks}: to try them again, pack into another folder" if lacks else ""
     log.info("%s: finished already, kept%s", root, kept)
-    shutil.rmtree(root / PARTS, ignore_errors=True)  # a run killed right after the manifest leaves its records
+    shutil.rmtree(root / PARTS, ignore_errors=True)  # left by a run that was killed right after writing the manifest
     return manifest
 
 
 def _coded_otherwise(manifest: Manifest, options: PackOptions) -> str:
-    """Which options of the encoding a finished set was packed with, where they are others; empty if they are the same."""
+    """The encoding options of a finished set that differ from `options`; empty if none does."""
     was = {"codec": manifest.codec, "size": manifest.packed_size, **manifest.codec_options}
     if manifest.codec == "jpeg" and "chroma" not in was:
         was["chroma"] = "not noted (444, but for `--chroma 420`)"
@@ -176,7 +177,7 @@ def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
                 note(record, None)
 
     refused = load_refused(root / PARTS)
-    if options.workers == 1 and options.cluster is None:  # this process would die with such a clip, as one before it may have
+    if options.workers == 1 and options.cluster is None:  # it would crash here, as it may have before
         find_crashing_clips(root / PARTS, dataset, options, refused)
     while True:
         try:
@@ -192,7 +193,7 @@ def _pack_shards(root: Path, dataset: DataSet, options: PackOptions,
 
 def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, object],
             records: list[ShardRecord]) -> Manifest:
-    """Write skipped.jsonl, the index and at last the manifest; then remove what only resuming needs."""
+    """Write skipped.jsonl, the index and, last, the manifest; then remove the files that only resuming needs."""
     refused = [entry for record in records for entry in record.skipped]
     skipped = [*dataset.skipped, *refused]
     _write_skipped(root, dataset, skipped)
@@ -221,7 +222,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
     if alike := [f"{other} = {first}" for first, other in doubles(manifest.splits, pictures)]:
         log.warning("clips of the same pictures as another one of their split: %s", some_of(alike))
     manifest = save_head(root, manifest, build_index(rows, len(components)), [record.sums for record in full])
-    shutil.rmtree(root / PARTS, ignore_errors=True)  # into which a worker that was given up may still write
+    shutil.rmtree(root / PARTS, ignore_errors=True)  # an abandoned worker may still write into it
     return manifest
 
 

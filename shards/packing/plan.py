@@ -1,4 +1,4 @@
-"""What is packed: the plan that makes two runs comparable, the order of clips, the shards' tasks."""
+"""Plans a packing: the plan that makes two runs comparable, the order of clips, the shards' tasks."""
 
 import hashlib
 import json
@@ -21,23 +21,23 @@ from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.video import numbered_pictures, open_bytes
 
 PLAN_NAME = "plan.json"
-VIDEOS_NAME = "videos.json"  # beside the plan: clip -> bytes of its video, to name what changed
-_HASHED = ("annotations", "skeletons", "videos")  # what the plan has a hash of alone
+VIDEOS_NAME = "videos.json"  # beside the plan: clip -> size of its video, to name the ones that changed
+_HASHED = ("annotations", "skeletons", "videos")  # entries of the plan that are only a hash
 
 
 def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
-    """What must be equal for two runs to give the same bytes.
+    """The facts that must be equal for two runs to give the same bytes.
 
-    Folders may move between the two: of a path only the file's name counts. Skeleton files count with their content:
-    two versions of a data set may agree in names and sizes, time stamps change with every copy, and reading them once
-    more costs little next to decoding the videos. Videos, which would cost as much to read as to pack, count with name
-    and size; behind a URL, where even the size is a request per clip, with the name alone.
+    Folders may move between the two: only file names count, not their paths. Skeleton files count with their content: two
+    versions of a data set may agree in names and sizes, time stamps change with every copy, and reading them once more
+    costs little compared with decoding the videos. Videos count with name and size, as reading them would cost as much as
+    packing; behind a URL, where even the size is a request per clip, only with the name.
     """
     coding = {name: value for name, value in asdict(options).items()
               if name not in ("workers", "cluster", "resume") and options.has(name)}
     facts = asdict(replace(dataset, clips=[], skipped=[])) | {"skipped": sorted(entry.key for entry in dataset.skipped)}
     annotations, skeletons, videos = hashlib.sha256(json.dumps(facts).encode()), hashlib.sha256(), hashlib.sha256()
-    content_hash = lru_cache(maxsize=1024)(_content_hash)  # clips of one long video share a file, of a folder of poses all
+    content_hash = lru_cache(maxsize=1024)(_content_hash)  # clips of one long video, or all, may share one
     for clip in sorted(dataset.clips, key=lambda clip: clip.key):
         annotations.update(_annotation(clip))
         videos.update(repr((clip.key, _video_bytes(clip))).encode())
@@ -49,9 +49,9 @@ def make_plan(dataset: DataSet, options: PackOptions) -> dict[str, object]:
 
 
 def _video_bytes(clip: ClipAnnotation) -> int | None:
-    """Size of a clip's video, of all its pictures if it is a folder of them.
+    """Size of a clip's video, or of all its pictures if it is a folder of them.
 
-    None behind a URL, if there is none, and if it cannot be read: the clip will be listed as skipped.
+    None for a URL, and for a video that does not exist or cannot be read, whose clip will be listed as skipped.
     """
     if "://" in str(clip.video):
         return None
@@ -63,7 +63,7 @@ def _video_bytes(clip: ClipAnnotation) -> int | None:
 
 
 def _annotation(clip: ClipAnnotation) -> bytes:
-    """Everything that a clip's annotation says, but for the content of its files."""
+    """All facts of a clip's annotation, without the content of its files."""
     facts = vars(clip) | {"video": Path(str(clip.video)).name}
     if clip.pose_file is not None:
         pose = clip.pose_file
@@ -91,7 +91,7 @@ def fingerprint(plan: dict[str, object]) -> str:
 
 
 def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], options: PackOptions) -> None:
-    """Leave the plan in a fresh folder, or compare it with that of the run to resume; UserError if they differ."""
+    """Write the plan to a new folder, or compare it with that of the run to resume; UserError if they differ."""
     parts = root / PARTS
     stored = parts / PLAN_NAME
     if not stored.is_file():
@@ -103,7 +103,7 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
         write_atomically(stored, json.dumps(plan).encode())
         return
     if not options.resume:
-        raise UserError(f"{root}: holds an unfinished packing; go on with --resume, or delete the folder")
+        raise UserError(f"{root}: holds an unfinished packing; continue it with --resume, or delete the folder")
     before = read_object(stored)
     if before is None:
         raise UserError(f"{stored}: damaged; expected the plan of the packing; pack into another folder, or delete this one")
@@ -111,11 +111,11 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
     if before.get("version") != PROGRAM or (same_codec and before.keys() != plan.keys()):
         version = before.get("version")
         by = f"another state of {PROGRAM}" if version == PROGRAM else f"another version ({version}, this is {PROGRAM})"
-        raise UserError(f"{root}: an unfinished packing by {by}; go on with the version that began it, or pack into another "
-                        "folder")
+        raise UserError(f"{root}: an unfinished packing by {by}; continue with the version that started it, or pack into "
+                        "another folder")
     changed = [f"{name} was {before[name]!r}, now {value!r}" for name, value in plan.items()
                if name in before and before[name] != value and name not in _HASHED]
-    if other := _other_clips(parts, dataset):  # these alone change what has a hash
+    if other := _other_clips(parts, dataset):  # other clips alone change the hashes
         changed.append(other)
     else:
         changed += [f"the {name} have changed" for name in _HASHED[:2] if before.get(name) != plan[name]]
@@ -127,7 +127,7 @@ def start_or_resume(root: Path, dataset: DataSet, plan: dict[str, object], optio
 
 
 def _other_clips(parts: Path, dataset: DataSet) -> str:
-    """Which clips came or went since the run to resume; empty if none did, or the list of that run cannot be read."""
+    """Names the clips that came or went since the run to resume; empty if none did, or if its list is unreadable."""
     before, now = set(read_object(parts / VIDEOS_NAME) or ()), {clip.key for clip in dataset.clips}
     if not before:
         return ""
@@ -136,7 +136,7 @@ def _other_clips(parts: Path, dataset: DataSet) -> str:
 
 
 def _changed_video(parts: Path, dataset: DataSet) -> str:
-    """What happened to the first video whose size is not that of the run to resume."""
+    """Describes the change of the first video whose size is not that of the run to resume."""
     before = read_object(parts / VIDEOS_NAME) or {}
     for clip in dataset.clips:
         now = _video_bytes(clip)
@@ -149,13 +149,13 @@ def _changed_video(parts: Path, dataset: DataSet) -> str:
 def remove_leftovers(root: Path) -> None:
     """Remove the half-written files of processes that were killed."""
     for leftover in [*root.glob("*.tmp"), *(root / PARTS).glob("*.tmp")]:
-        leftover.unlink(missing_ok=True)  # a worker of a cluster may be at work still
+        leftover.unlink(missing_ok=True)  # a worker of a cluster may still be running
 
 
 def _packed_order(clips: list[ClipAnnotation], seed: int) -> list[ClipAnnotation]:
-    """All clips in a random order that depends on their names and the seed alone.
+    """All clips in a random order that depends only on their names and the seed.
 
-    Clips cut out of one video stay together, in the video's order, so that it is decoded once and not once per clip.
+    Clips cut out of one video stay together, in the video's order, so that it is decoded once instead of once per clip.
     """
     groups: dict[str, list[ClipAnnotation]] = {}
     for clip in sorted(clips, key=lambda clip: (clip.start_frame, clip.key)):
@@ -166,7 +166,7 @@ def _packed_order(clips: list[ClipAnnotation], seed: int) -> list[ClipAnnotation
 
 
 def components_of(dataset: DataSet, codec: str) -> tuple[str, ...]:
-    """Tar members of a clip. Codec `copy` keeps the containers that occur; UserError for one that cannot be kept."""
+    """Tar members of a clip. Codec `copy` keeps the containers of the videos; UserError for one that is not supported."""
     if codec != "copy":
         return (*PICTURES[codec], *SIDE_COMPONENTS)
     containers = sorted({container_component(str(clip.video)) for clip in dataset.clips})
@@ -185,14 +185,14 @@ def shard_tasks(root: Path, dataset: DataSet, options: PackOptions, refused: dic
     for number, start in enumerate(range(0, len(clips), options.clips_per_shard)):
         part = tuple(clips[start : start + options.clips_per_shard])
         if options.cluster is not None:
-            part = tuple(map(_seen_from_anywhere, part))
+            part = tuple(map(_with_absolute_paths, part))
         yield ShardTask(number, root.resolve(), part, len(dataset.layout.joints), components, options,
                         {clip.key: refused[clip.key] for clip in part if clip.key in refused},
                         frozenset(clip.key for clip in part if sizes.get(clip.key) is not None))
 
 
-def _seen_from_anywhere(clip: ClipAnnotation) -> ClipAnnotation:
-    """With absolute paths: workers of a cluster may have been started in other folders."""
+def _with_absolute_paths(clip: ClipAnnotation) -> ClipAnnotation:
+    """The clip with absolute paths: workers of a cluster may have been started in other folders."""
     pose = clip.pose_file
     return replace(clip, video=_absolute(clip.video), pose_file=pose and replace(pose, path=_absolute(pose.path)))
 

@@ -1,4 +1,4 @@
-"""The unit of work of the packer: one shard, packed by one process, either finished or absent."""
+"""The packer's unit of work: one shard, packed by one process, either complete or absent."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ from svdata2vec.shards.times import Times
 from svdata2vec.shards.urls import RETRY_SECONDS, may_pass
 from svdata2vec.shards.video import silence_decoder
 
-# What a network file system answers while its server is away, or of a file that the server has replaced.
+# Errors of a network file system while its server is unreachable, or for a file that the server has replaced.
 SERVER_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
 
@@ -38,7 +38,7 @@ PARTS = ".parts"  # folder with one record per finished shard, until the manifes
 class ShardTask:
     """Everything a worker needs, in one picklable object. `components`: order of a clip's tar members.
 
-    `refused`: clips that must not be touched, and why. `there`: those whose video was there when the packing began.
+    `refused`: clips that must not be packed -> reason. `there`: clips whose video existed when the packing started.
     """
 
     number: int
@@ -53,11 +53,14 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """Outcome of a shard. `rows`: (key, label, frames, offsets, sizes) per clip. No clips: no tar, empty hash.
+    """Outcome of a shard. A shard without clips has no tar and an empty hash.
 
-    `sums`: uint32, of clip after clip as `clip_sums` returns them: a packing keeps those of all shards in memory.
-    `without_joints`: keys of packed clips that have persons and yet not a single joint. `joined`: clip -> slots of it that
-    were joined to others of the same person. `pictures`: clip -> what is equal for clips of the same pictures.
+    Attributes:
+        rows: (key, label, frames, offsets, sizes) per clip.
+        sums: uint32, clip after clip as `clip_sums` returns them; an array, as a packing keeps those of all shards in memory.
+        without_joints: keys of packed clips that have persons but not a single joint.
+        joined: clip -> number of its slots that were joined to others of the same person.
+        pictures: clip -> `ClipMeta.pictures`.
     """
 
     number: int
@@ -71,13 +74,13 @@ class ShardRecord:
     pictures: dict[str, str]
 
     def save(self, root: Path) -> None:
-        """Write the record, behind its CRC-32."""
+        """Write the record, preceded by its CRC-32."""
         content = json.dumps(asdict(self), default=np.ndarray.tolist).encode()
         write_atomically(record_path(root, self.number), f"{zlib.crc32(content):08x}\n".encode() + content)
 
     @classmethod
     def load(cls, root: Path, number: int) -> "ShardRecord | None":
-        """The record of a shard that is complete on disk; None if there is none, or it or the tar is not as written."""
+        """The record of a shard that is complete on disk; None if there is none, or if it or the tar is damaged."""
         try:
             stated, _, content = record_path(root, number).read_bytes().partition(b"\n")
         except FileNotFoundError:
@@ -90,7 +93,7 @@ class ShardRecord:
             fields["sums"] = np.array(fields["sums"], np.uint32)
             fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
             record = cls(**fields)
-        except (KeyError, TypeError):  # of a program with other fields
+        except (KeyError, TypeError):  # written by a program with other fields
             return None
         return record if not record.rows or file_bytes(root / shard_name(number)) == record.bytes else None
 
@@ -101,14 +104,14 @@ def shard_name(number: int) -> str:
 
 
 def record_path(root: Path, number: int) -> Path:
-    """Where the record of a finished shard is."""
+    """Path of the record of a finished shard."""
     return root / PARTS / f"shard-{number:06d}.json"
 
 
 def pack_shard(task: ShardTask) -> tuple[ShardRecord, Times]:
     """Pack the clips of one shard; runs in a worker. A clip that cannot be packed is recorded with its reason.
 
-    Raises MachineError if the shard cannot be written (disk full), or if the sources are not there any more.
+    Raises MachineError if the shard cannot be written (disk full), or if the sources have disappeared.
     """
     silence_decoder()
     cv2.setNumThreads(1)  # one worker per core
@@ -155,12 +158,15 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:
-    """`ClipPacker.pack`, again where the store of its files may have failed for a moment; what it raises at last becomes a
-    UserError: one clip never ends the work of all. MachineError where all of its neighbours are gone as well."""
+    """`ClipPacker.pack`, repeated if the store of the files may have failed only for a moment.
+
+    Its last exception becomes a UserError, so that one clip never ends the packing; MachineError if all files beside the clip's
+    are gone as well.
+    """
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
-    note.write_text(clip.key, encoding="ascii")  # if the decoder takes this process with it, the note stays
+    note.write_text(clip.key, encoding="ascii")  # if the decoder crashes this process, the note stays
     waits = [*RETRY_SECONDS]
     try:
         while True:
@@ -178,9 +184,9 @@ def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -
 
 
 def _require_sources(clip: ClipAnnotation) -> None:
-    """MachineError if a file of the clip is gone with all of its folder: a disk that is not mounted here, or not any more.
+    """MachineError if a file of the clip is gone with everything in its folder, as if a disk is not mounted here.
 
-    Listed as skipped, all that is left to pack would be missing from a finished set.
+    If such clips were skipped instead, the finished set would lack all clips that were still to be packed.
     """
     for path in map(Path, (clip.video, *([] if clip.pose_file is None else [clip.pose_file.path]))):
         if _is_away(path):
@@ -190,15 +196,15 @@ def _require_sources(clip: ClipAnnotation) -> None:
 
 
 def _is_away(path: Path) -> bool:
-    """Whether there is neither this file nor any beside it."""
+    """Whether neither this file nor any other one in its folder exists."""
     try:
         return not any(path.parent.iterdir())
     except OSError:
-        return not os.access(path, os.F_OK)  # a folder may be entered, but not listed
+        return not os.access(path, os.F_OK)  # a folder may be accessible, but not listable
 
 
 def write_error(root: Path, error: OSError) -> MachineError:
-    """What to tell the user when the output folder cannot be written."""
+    """The error to raise if the output folder cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return MachineError(f"{root}: the disk is full ({error.strerror}); finished shards are kept: free some space and "
                             "run the same command with --resume")

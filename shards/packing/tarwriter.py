@@ -1,6 +1,6 @@
-"""Writes one tar of clips: plain GNU headers, reproducible bytes, a hash and every member's offset on the way.
+"""Writes one tar of clips: plain GNU headers, reproducible bytes; computes its hash and every member's offset on the way.
 
-(`README.md` says why not with `webdataset.TarWriter`.)
+(`README.md` explains why this is not `webdataset.TarWriter`.)
 """
 
 import contextlib
@@ -34,20 +34,20 @@ class _HashingFile:
 
 
 class TarWriter:
-    """Context manager: writes under a temporary name, renamed to `path` in `commit`; leaving without removes it."""
+    """Context manager: writes under a temporary name, renamed to `path` by `commit`; leaving without `commit` removes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._temporary = temporary_name(path)
         self._file = self._temporary.open("wb")
         self._hashing = _HashingFile(self._file)
-        # DALI cannot read PAX headers; with times and owners left at zero equal clips give equal bytes.
+        # DALI cannot read PAX headers; with times and owners of zero, equal clips give equal bytes.
         self._tar = tarfile.TarFile(fileobj=self._hashing, mode="w", format=tarfile.GNU_FORMAT)  # type: ignore[arg-type]
 
     def add(self, key: str, parts: Mapping[str, bytes], order: Sequence[str]) -> tuple[list[int], list[int]]:
         """Append one clip's components in this order; returns their offsets and sizes (0, 0 for an absent one).
 
-        UserError, before anything is written, if one is larger than the index can say.
+        UserError, before anything is written, if one is too large for the index.
         """
         for name in order:
             if (size := len(parts.get(name, b""))) > MAX_COMPONENT_BYTES:
@@ -78,6 +78,6 @@ class TarWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # a full disk also fails the last flush; what matters is raised already
+        with contextlib.suppress(OSError):  # a full disk also fails the last flush; the error that matters is already raised
             self._file.close()
         self._temporary.unlink(missing_ok=True)

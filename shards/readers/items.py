@@ -1,4 +1,4 @@
-"""Items of a data set (annotations, files, lines) become clips one by one: a fault in one leaves out only that one."""
+"""Turns the items of a data set (annotations, files, lines) into clips one by one: a faulty item is left out alone."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -12,18 +12,18 @@ Item = TypeVar("Item")
 
 def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name: Callable[[Item], tuple[str, str]],
              skipped: list[Skipped]) -> list[ClipAnnotation]:
-    """The clips that `make` makes of `items`. Whatever it raises goes to `skipped`, under `name(item)`: key and file. The file
-    is that of an `ItemError`, where it is one.
+    """The clips that `make` returns for `items`.
 
-    So does the second of two clips with one key; the reason names both videos. What is left out beside a clip of its key is
-    `KEY (again)`: that clip is there.
+    An item for which it raises is added to `skipped` under `name(item)`, its key and file; an `ItemError` has its own file. So
+    is the second of two clips with one key; the reason names both videos. An entry whose key is also that of a clip gets the
+    key `KEY (again)`.
     """
     clips: dict[str, ClipAnnotation] = {}
     left_out: list[Skipped] = []
     for item in items:
         try:
             clip = make(item)
-        except Exception as error:  # noqa: BLE001 - whatever it is: one item never ends the work of all
+        except Exception as error:  # noqa: BLE001 - any error: one item must never end the packing
             key, source = name(item)
             source = error.source if isinstance(error, ItemError) else source
             left_out.append(Skipped(key, reason_of(error, source), source))

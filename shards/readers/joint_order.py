@@ -1,4 +1,4 @@
-"""Which joints annotations have: the layout that the user or the format names, compared with the bones that it gives."""
+"""Chooses the joint layout of annotations: the one that the user or the format names, checked by its bone lengths."""
 
 import logging
 from collections import Counter
@@ -11,12 +11,12 @@ from svdata2vec.shards.layouts import LAYOUTS, JointLayout, bone_length, layout
 
 log = logging.getLogger(__name__)
 
-CLIPS_LOOKED_AT = 50
-SKELETONS_LOOKED_AT = 200  # of a clip
-# Bones of another layout with as many joints are shorter than this part of the named one's: the named one is wrong. People
-# in photographs, in Human3.6M's order, have bones of 0.15 diagonals of their box and, read as COCO-17, of 0.34; in that of
-# Kinect-25 of 0.10 and, read as BODY_25, of 0.24; the other way round 0.11 and 0.35. COCO-17 read as Human3.6M is too much
-# alike to be seen (0.17 and 0.20).
+CHECKED_CLIPS = 50
+CHECKED_SKELETONS = 200  # of a clip
+# If the bones of another layout with as many joints are shorter than this part of the named one's, the named one is wrong.
+# People in photographs in Human3.6M's order have bones of 0.15 diagonals of their box, and of 0.34 if read as COCO-17; in
+# Kinect-25's order of 0.10, and of 0.24 if read as BODY_25; the other way round 0.11 and 0.35. COCO-17 read as Human3.6M is
+# too similar to be noticed (0.17 and 0.20).
 CLEARLY_SHORTER = 0.6
 
 
@@ -47,7 +47,7 @@ def choose_layout(poses: Sequence[np.ndarray], named: str | None, default: str |
     else:
         raise UserError(f"{where}: {count} joints per person may be {names}; say which with --joints")
     _compare_bones(poses, chosen, fitting, named, where)
-    how = "the only layout known with so many" if len(fitting) == 1 else "as the format says"
+    how = "the only known layout with that number" if len(fitting) == 1 else "as the format says"
     how = how if named is None else "as named"
     log.info("%s: %d joints per person, %s (%s)", where, count, chosen.name, how)
     return chosen
@@ -55,12 +55,12 @@ def choose_layout(poses: Sequence[np.ndarray], named: str | None, default: str |
 
 def _compare_bones(poses: Sequence[np.ndarray], chosen: JointLayout, fitting: Sequence[JointLayout], named: str | None,
                    where: object) -> None:
-    """UserError, or a warning where the user has named the layout, if another one gives clearly shorter bones."""
+    """If another layout gives clearly shorter bones: UserError, or a warning if the user has named the layout."""
     if len(fitting) < 2:
         return
-    some = [pose for pose in poses[:: max(len(poses) // CLIPS_LOOKED_AT, 1)] if pose.shape[2] == len(chosen.joints)]
+    some = [pose for pose in poses[:: max(len(poses) // CHECKED_CLIPS, 1)] if pose.shape[2] == len(chosen.joints)]
     skeletons = [pose.reshape(-1, *pose.shape[2:]) for pose in some]
-    joints_NVC = np.concatenate([one[:: max(len(one) // SKELETONS_LOOKED_AT, 1)] for one in skeletons])
+    joints_NVC = np.concatenate([one[:: max(len(one) // CHECKED_SKELETONS, 1)] for one in skeletons])
     lengths = {entry.name: bone_length(entry, joints_NVC) for entry in fitting}
     best = min(lengths, key=lambda name: (np.nan_to_num(lengths[name], nan=np.inf), name != chosen.name))
     if best == chosen.name or not lengths[best] < CLEARLY_SHORTER * lengths[chosen.name]:

@@ -1,6 +1,6 @@
-"""One rule that turns labels into class numbers, whatever a table or pickle holds: numbers, names, counted from 0 or from 1.
+"""Turns the labels of a table or pickle into class numbers by one rule: names, or numbers that count from 0 or from 1.
 
-What is not a label (empty, -1, a list, a name among numbers) leaves out its own clip.
+A value that is not a label (empty, -1, a list, a name among numbers) leaves out only its own clip.
 """
 
 import io
@@ -16,7 +16,7 @@ from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.readers.text import read_text, spelled
 from svdata2vec.shards.shown import some_of
 
-LARGEST_LABEL = 99_999  # a number above it is a mistake, and would make so many classes
+LARGEST_LABEL = 99_999  # a larger number is a mistake, and would create that many classes
 UNLABELLED = frozenset({"", "nan", "none", "null", "na", "n/a", "-"})
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Labels:
-    """`of`: per item its class number from 0, or the reason why it has none. `said`: how they were read, in one line."""
+    """`of`: class number of each item, from 0, or the reason why it has none. `said`: one line on how they were read."""
 
     of: list[int | str]
     classes: tuple[str, ...]
@@ -35,11 +35,11 @@ def read_labels(values: Sequence[Any], classes: Sequence[str] | None = None) -> 
     """Class numbers of labels of one table or pickle.
 
     Args:
-        values: what each item has for a label.
-        classes: names in the order of the labels. None: those that occur, sorted; of numbers `class_0`, `class_1`, ...
+        values: the label of each item, of any type.
+        classes: names in the order of the labels. None: the names that occur, sorted; for numbers `class_0`, `class_1`, ...
 
-    The labels are numbers (3, "3", " 3", 3.0) unless more of them are names. Numbers count from 0; from 1 where
-    0 does not occur, but every other number up to the number of classes. With `classes` a name must be one of them.
+    The labels are numbers (3, "3", " 3", 3.0) unless more of them are names. Numbers count from 0, or from 1 if 0 does not
+    occur but every number from 1 to the number of classes does. With `classes` a name must be one of them.
     """
     classes = None if classes is None else tuple(map(spelled, classes))
     known = set(classes or ())
@@ -64,7 +64,7 @@ class _Wrong:
 
 
 def _read(value: Any, known: Collection[str]) -> int | _Name | _Wrong:
-    """A label as a number, a name, or what is wrong with it. A `known` class may be called "none", or "01"."""
+    """A label as a number, a name, or its fault. A `known` class may be called "none", or "01"."""
     if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy scalar
         value = value.item()
     if isinstance(value, str):
@@ -77,7 +77,7 @@ def _read(value: Any, known: Collection[str]) -> int | _Name | _Wrong:
             value = float(text)
         except ValueError:
             return _Name(text)
-        if not text.lstrip("+-").replace(".", "").isdigit():  # "1e3", "inf", "1_000": no way to number classes
+        if not text.lstrip("+-").replace(".", "").isdigit():  # "1e3", "inf", "1_000": not numbers of classes
             return _Name(text)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return _Wrong(f"label {value}: unlabelled")
@@ -131,11 +131,11 @@ def _by_number(read: Sequence[int | _Name | _Wrong], classes: tuple[str, ...] | 
 
 def classes_beside(classes: str | Path | Sequence[str] | None, own: Sequence[Any] | None, values: Sequence[Any],
                    path: str | Path) -> tuple[str, ...] | None:
-    """The class names that were asked for, else an annotation file's `own`, else `classes.txt` beside it; None: there are none.
+    """The given class names, else an annotation file's `own`, else those of `classes.txt` beside it; None if there are none.
 
     Raises:
-        UserError: `classes.txt`, which nobody asked for, has other names than `own`, or another number than the labels'
-            `values` have classes.
+        UserError: `classes.txt`, which the user did not name, has other names than `own`, or another number of names than the
+            labels `values` have classes.
     """
     if classes is not None:
         return class_names(classes)
@@ -162,7 +162,7 @@ def class_names(classes: str | Path | Sequence[str]) -> tuple[str, ...]:
         names, where = tuple(map(spelled, classes)), "class names"
     else:
         require_file(classes, "the names of the classes, one per line")
-        lines = io.StringIO(read_text(classes), newline=None)  # splitlines would also divide at form feeds and the like
+        lines = io.StringIO(read_text(classes), newline=None)  # splitlines would also split at form feeds and the like
         names, where = tuple(spelled(line.strip()) for line in lines if line.strip()), str(classes)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:

@@ -1,4 +1,4 @@
-"""Finds the files of every clip: its video in a folder or behind an fsspec URL, whatever its extension; others by name."""
+"""Finds the files of every clip: its video with any extension, in a folder or behind an fsspec URL; others by name."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ from svdata2vec.shards.readers.walk import Walk, walk
 from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.video import holds_pictures, holds_video
 
-# What a video's name usually ends with: taken for one unseen. What else PyAV can decode is one, too, but must be opened.
+# Files with these extensions are taken for videos without opening them; others are videos if PyAV can decode them.
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".asf", ".ts", ".mts",
                     ".m2ts", ".3gp", ".3g2", ".ogv", ".vob", ".mxf", ".f4v", ".divx", ".rm", ".rmvb", ".gif")
 _NO_VIDEO = (".txt", ".csv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".log", ".srt", ".vtt", ".npy",
@@ -33,7 +33,7 @@ def is_video(path: str) -> bool:
 
 
 def video_files(root: str | Path) -> Walk:
-    """The videos below a folder or URL; how many other files there are is logged. UserError: no such folder, or no video."""
+    """The videos below a folder or URL; the number of other files is logged. UserError: no such folder, or no video."""
     found = walk(root, "the videos")
     files, found.files = found.files, []
     for path in files:
@@ -59,11 +59,10 @@ def _add_frame_folders(found: Walk) -> None:
 
 
 def files_by_name(root: str | Path, holds: str, extension: str, skipped: list[Skipped], *others: str) -> dict[str, Path]:
-    """Files with this extension, or one of `others`, below a folder, by name without it. `holds`: what they are, for messages.
+    """Files with this extension, or one of `others`, below a folder, by name without it. `holds`: their kind, for messages.
 
-    What cannot be read, and the second of two files of one name, is added to `skipped`.
-
-    UserError if there is no such folder or file.
+    Unreadable entries, and the second of two files with one name, are added to `skipped`. UserError if there is no such folder
+    or file.
     """
     found = walk(root, f"the {extension} {holds}")
     skipped += found.left_out
@@ -81,43 +80,43 @@ def files_by_name(root: str | Path, holds: str, extension: str, skipped: list[Sk
 
 
 def without_video(files: Mapping[str, Path], folder: "VideoFolder", names: re.Pattern[str]) -> list[Skipped]:
-    """The files called as `names` says, by the name of their video, of which the folder has no video."""
+    """The `files`, by name of their video, for which the folder has no video, if `names` matches that name."""
     stems = set(folder.stems())
     return [Skipped(safe_key(stem), f"no video '{stem}' below {folder.root}", str(path))
             for stem, path in files.items() if stem not in stems and names.fullmatch(stem)]
 
 
 def without_extension(name: str) -> str:
-    """The name less a video's extension; other dots are part of the name."""
+    """The name without a video's extension; other dots are part of the name."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in VIDEO_EXTENSIONS else name
 
 
 def plain_name(video: str | Path) -> str:
-    """A video's path without its extension, whatever that is; a folder of pictures has none."""
+    """A video's path without any extension; a folder of pictures has none."""
     return str(video if Path(video).is_dir() else PurePosixPath(video).with_suffix(""))
 
 
 def identity(video: str) -> str:
-    """The same for two spellings of one file, and for links to it."""
+    """An identifier that is the same for two spellings of one file, and for links to it."""
     try:
         facts = Path(video).stat()
-    except OSError:  # a URL, or a file that packing will miss
+    except OSError:  # a URL, or a missing file, which packing will report
         return video
     return f"{facts.st_dev} {facts.st_ino}"
 
 
 def folders_of(names: Iterable[str]) -> set[tuple[int, str]]:
-    """The folders in front of names, each with its place, 0 for the one that holds the file."""
+    """The parent folders in names, each with its level; 0 is the folder of the file itself."""
     return {place for name in names for place in enumerate(PurePosixPath(name).parent.parts[::-1])}
 
 
 def strange_folder(asked: str, found: Iterable[str], shared: Collection[tuple[int, str]]) -> str | None:
-    """The folder that makes a file another clip's, although it has the name that is asked for; None if it may be this one's.
+    """The folder that shows that a file of the right name belongs to another clip; None if it may be this clip's.
 
-    `found`: the path of the file, or all that it may go by; `shared`: the `folders_of` both sides. A name alone is enough where
-    one side has no folders, or folders of its own (poses/001.json of run/001.mp4). But walk/001 and run/001 are two clips
-    where walk or run is a folder of both sides.
+    `asked`: name of the clip. `found`: path of the file, or all paths that it may have. `shared`: `folders_of` both sides, in
+    common. The name is enough if one side has no folders, or only folders of its own (poses/001.json for run/001.mp4). But
+    walk/001 and run/001 are two clips if walk or run is a folder of both sides.
     """
     wanted = PurePosixPath(asked).parent.parts[::-1]
     paths = [PurePosixPath(name).parent.parts[::-1] for name in found]
@@ -128,14 +127,14 @@ def strange_folder(asked: str, found: Iterable[str], shared: Collection[tuple[in
 
 
 def _different(paths: Sequence[str]) -> list[str]:
-    """The paths, sorted; of those that lead to one file the first."""
+    """The paths, sorted; only the first of those that lead to the same file."""
     return sorted({identity(path): path for path in sorted(paths, reverse=True)}.values()) if len(paths) > 1 else [*paths]
 
 
 class VideoFolder:
     """The videos below a folder, sub-folders included, by file name or by relative path, both without extension.
 
-    `left_out`: what could not be entered or reached below the folder. `relative`: a video's path below the folder.
+    `left_out`: entries below the folder that could not be read. `relative`: returns a video's path below the folder.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -167,14 +166,14 @@ class VideoFolder:
                 yield stem, path
 
     def name_of(self, name: str) -> str:
-        """A clip's name without its video's extension; `a.mov` keeps it where there is a video `a.mov.mp4`."""
+        """A clip's name without its video's extension; `a.mov` keeps it if there is a video `a.mov.mp4`."""
         return name if PurePosixPath(spelled(name)).name in self._by_stem else without_extension(name)
 
     def find(self, *names: str) -> str | None:
         """Path of the video that has one of these names, None if there is none. UserError if there are several.
 
-        A name may have folders in front (class/name, split/class/name). A video in the last two of them is taken before one in
-        the last one, and that before one that has only the name.
+        A name may have folders in front (class/name, split/class/name). A video in the last two of them is preferred to one in
+        the last one, which is preferred to one that has only the name.
         """
         places = [PurePosixPath(spelled(name)) for name in names]
         levels = [[self._by_path.get("/".join((*place.parent.parts[-count:], place.name)), []) for place in places]

@@ -111,7 +111,7 @@ def read_ntu_pickle(pickle_path: str | Path, videos: str | Path, *, classes: Lit
 
 
 def _samples(clips: Sequence[ClipAnnotation], skipped: Sequence[Skipped]) -> set[str]:
-    """The names of all samples, also of those that were left out, which their splits lack."""
+    """The names of all samples, including those that were left out: splits list them too."""
     return set(filter(NAME.fullmatch, (*(clip.key for clip in clips), *(entry.key for entry in skipped))))
 
 

@@ -26,10 +26,10 @@ from svdata2vec.shards.shown import some_of
 VIDEO_NAME = re.compile(r"(?:[AB]?\d+|A\d+N\d+)-[LMR]")
 COLOR_WIDTH, COLOR_HEIGHT = 1920, 1080
 
-# The colour camera of a Kinect v2 as seen from its skeleton's origin (the depth camera): nominal focal length and
-# horizontal centre in pixels of 1920x1080; the distance of the lenses and the vertical centre (the cameras are tilted
-# against each other) fit the joints of NTU RGB+D, whose files have both metres and colour pixels, to 2 pixels. These
-# files have no calibration: expect some pixels from sensor to sensor.
+# The colour camera of a Kinect v2 relative to the skeleton's origin (the depth camera): nominal focal length and
+# horizontal centre in pixels of 1920x1080. The distance of the lenses and the vertical centre (the cameras are tilted
+# against each other) were fitted to the joints of NTU RGB+D, whose files have both metres and colour pixels, to within 2
+# pixels. PKU-MMD's files have no calibration: expect sensors to differ by some pixels.
 FOCAL_PX = 1081.37
 CENTER_PX = (959.5, 569.0)
 LENS_OFFSET_M = 0.0507
@@ -99,14 +99,14 @@ def read_pku_mmd(videos: str | Path, labels: str | Path, skeletons: str | Path, 
 
 @dataclass(frozen=True)
 class _Lists:
-    """The videos that a protocol's file lists, for training and otherwise."""
+    """The videos that a protocol's file lists, for training and not for training."""
 
     path: Path
     training: frozenset[str]
     others: frozenset[str]
 
     def check(self, stems: Iterable[str]) -> None:
-        """Say which of the videos it lists are not there, and which are in neither list. UserError if none is there."""
+        """Log which of the listed videos are missing, and which videos are in neither list. UserError if all are missing."""
         found = set(stems)
         listed = self.training | self.others
         if not found & listed:
@@ -119,7 +119,7 @@ class _Lists:
             log.warning("%s: videos in neither list, and so in neither split: %s", self.path, some_of(unlisted))
 
     def validation(self, stems: Iterable[str]) -> frozenset[str]:
-        """The videos that are listed, but not for training; without any, those of `stems` that are not."""
+        """The videos that are listed, but not for training; if there are none, those of `stems` that are not for training."""
         return self.others or frozenset(stems) - self.training
 
 
@@ -140,7 +140,7 @@ def _read_lists(path: Path) -> _Lists:
 
 @dataclass(frozen=True)
 class _Action:
-    """A line of a label file, its number there, and the video it belongs to (None: not there)."""
+    """A line of a label file, its number there, and the video that it belongs to (None: missing)."""
 
     key: str
     file: str
@@ -156,7 +156,7 @@ class _Action:
 
 def _actions(stem: str, video: str | None, label_file: Path | None, files: Mapping[str, Path],
              skipped: list[Skipped]) -> list[_Action]:
-    """The lines of a video's label file. A video without any, or of another name, is added to `skipped`."""
+    """The lines of a video's label file. A video without lines, or with a name of another form, is added to `skipped`."""
     if VIDEO_NAME.fullmatch(stem) is None:
         problem = f"{video}: expected a PKU-MMD name like 0002-L.avi or A01N01-L.avi"
     elif label_file is None:
@@ -203,7 +203,7 @@ def read_pku_skeleton(path: str, start: int, end: int) -> Pose:
     if end > len(rows_TMV3):
         raise UserError(f"{path}: {len(rows_TMV3)} frames, the label ends at frame {end}")
     xyz_MTV3 = rows_TMV3[start:end].transpose(1, 0, 2, 3)
-    present_MTV = xyz_MTV3[..., 2] > 0.1  # metres from the sensor; 0 where a joint is missing
+    present_MTV = xyz_MTV3[..., 2] > 0.1  # metres from the sensor; 0 if a joint is missing
     depth_MTV = np.where(present_MTV, xyz_MTV3[..., 2], 1.0)
     x_MTV = CENTER_PX[0] + FOCAL_PX * (xyz_MTV3[..., 0] + LENS_OFFSET_M) / depth_MTV
     y_MTV = CENTER_PX[1] - FOCAL_PX * xyz_MTV3[..., 1] / depth_MTV

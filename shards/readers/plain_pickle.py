@@ -1,9 +1,9 @@
-"""Unpickles plain Python values and numeric NumPy arrays, and nothing else, in no more memory than the file can fill.
+"""Unpickles plain Python values and numeric NumPy arrays, and nothing else; memory is bounded by the size of the file.
 
-A pickle is a program. Before it runs, `check_sizes` walks over its operations and refuses those that plain data never
-needs, sizes beyond the end of the file, and memo slots that would need tables of gigabytes. While it runs, names lead to
-nothing but the makers below. Arrays come from NumPy's own state, whose type, shape and number of bytes are checked first;
-no `numpy.dtype` or `numpy.ndarray` can be called or given a state by the pickle itself.
+A pickle is a program. Before it runs, `check_sizes` scans its operations and refuses those that plain data never needs, sizes
+beyond the end of the file, and memo slots that would need tables of gigabytes. While it runs, global names only lead to the
+functions below. Arrays are restored from NumPy's own state, whose type, shape and number of bytes are checked first; the pickle
+itself cannot call `numpy.dtype` or `numpy.ndarray`, or set a state of them.
 """
 
 import io
@@ -19,7 +19,7 @@ from svdata2vec.shards.errors import UserError
 
 NUMBERS = "biuf"  # kinds of dtype: booleans, integers with and without sign, floating point
 _CHUNK = 1 << 20
-_LONGEST = 300  # bytes of the longest operation that `_fixed` takes, and more
+_LONGEST = 300  # more bytes than the longest operation that `_fixed` matches
 # Operations that carry their size: code -> bytes of the number. FRAME counts bytes that are operations themselves.
 _SIZED = {b"C": 1, b"B": 4, b"\x8e": 8, b"\x96": 8, b"\x8c": 1, b"X": 4, b"\x8d": 8, b"\x8a": 1, b"\x8b": 4, b"U": 1, b"T": 4}
 _FRAME = b"\x95"
@@ -32,7 +32,7 @@ _PASSED_ON = {("numpy", "ndarray"), ("builtins", "list"), ("builtins", "dict"), 
 
 
 def load_plain(file: IO[bytes]) -> Any:
-    """The value of a pickle of protocol 2 or newer. Raises UserError for all that is not plain data, or damaged."""
+    """The value of a pickle of protocol 2 or newer. Raises UserError if it is damaged or has more than plain data."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     check_sizes(file, size)
@@ -41,12 +41,12 @@ def load_plain(file: IO[bytes]) -> Any:
         return _PlainUnpickler(file, size).load()
     except UserError:
         raise
-    except (Exception, MemoryError) as error:  # whatever the operations of a damaged one lead to
+    except (Exception, MemoryError) as error:  # the operations of a damaged pickle may raise anything
         raise UserError(f"not a readable pickle ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
 def check_sizes(file: IO[bytes], size: int) -> None:
-    """Walk over the operations of a pickle of `size` bytes. UserError for one that plain data never needs or can fill."""
+    """Scan the operations of a pickle of `size` bytes. UserError for one that plain data never needs, or beyond the file."""
     fixed, content, start, place = _fixed(size), b"", 0, 0  # `content` begins at byte `start` of the file
     while True:
         if len(content) - place < _LONGEST:
@@ -54,7 +54,7 @@ def check_sizes(file: IO[bytes], size: int) -> None:
         match = fixed.match(content, place)
         assert match is not None
         done, place = match.end() - place, match.end()
-        if done and 0 < len(content) - place < _LONGEST:  # perhaps the beginning of one more
+        if done and 0 < len(content) - place < _LONGEST:  # perhaps the start of another one
             continue
         code = content[place : place + 1]
         if code == b".":
@@ -76,8 +76,8 @@ def check_sizes(file: IO[bytes], size: int) -> None:
 
 
 def _fixed(size: int) -> re.Pattern[bytes]:
-    """Any number of operations of few bytes. A place in the memo must be a number that a file of `size` bytes can reach."""
-    most = max(size // 4, 255)  # a place in the memo is filled by five bytes or more
+    """Matches any number of short operations. A memo index must be one that a file of `size` bytes can reach."""
+    most = max(size // 4, 255)  # filling a place in the memo takes five bytes or more
     digits = min((most.bit_length() + 7) // 8, 4)
     top = min(most >> 8 * (digits - 1), 255)
     put = b"r" + b"." * (digits - 1) + b"[\\x00-\\x%02x]" % top + rb"\x00" * (4 - digits)
@@ -87,7 +87,7 @@ def _fixed(size: int) -> re.Pattern[bytes]:
 
 
 class Maker:
-    """Something that a pickle may call. It cannot be changed by the pickle, as a function could be."""
+    """A callable for a pickle. Unlike a function, the pickle cannot modify it."""
 
     __slots__ = ("_make",)
 
@@ -116,7 +116,7 @@ class _Dtype:
 
     @property
     def is_object(self) -> bool:
-        """Whether it is NumPy's type for any Python value."""
+        """Whether it is NumPy's dtype `object`."""
         return self._name == "O8"
 
     def checked(self, kinds: str) -> np.dtype:
@@ -130,10 +130,10 @@ class _Dtype:
 
 
 class _Array(np.ndarray):
-    """An array whose state is checked before NumPy takes it. `use`: is told of its bytes.
+    """An array whose state is checked before NumPy restores it. `use`: called with its number of bytes.
 
-    One of type object holds plain values: `np.save` makes one without a dimension of a dictionary, pandas one of names, and
-    others have rows of unequal lengths.
+    Arrays of type object contain plain values: `np.save` makes a 0-d one of a dictionary, pandas one of names, and others have
+    rows of unequal lengths.
     """
 
     use: Callable[[int], None]
@@ -160,7 +160,7 @@ def _sides(shape: object) -> bool:
 
 
 def _checked(content: object, dtype: object, shape: Any) -> np.dtype:
-    """The dtype of an array of so many bytes; UserError if they do not agree."""
+    """The dtype of an array of this content and shape; UserError if they do not agree."""
     if not isinstance(dtype, _Dtype):
         raise UserError("the pickle holds an array without a dtype")
     found = dtype.checked(NUMBERS + "U")
@@ -173,7 +173,7 @@ def _checked(content: object, dtype: object, shape: Any) -> np.dtype:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """`size`: bytes of the file. What is made of them may have twice as many, in text and in arrays."""
+    """`size`: bytes of the file. Text and arrays made from it may have twice as many."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         super().__init__(file)
@@ -214,7 +214,7 @@ class _PlainUnpickler(pickle.Unpickler):
         found = _checked(content, dtype, shape)
         self._use(len(content))
         array = np.frombuffer(content, found).reshape(shape, order="F" if order == "F" else "C")
-        return array if axes is None else array.transpose(axes)  # as NumPy 2.3 and newer write one whose axes were exchanged
+        return array if axes is None else array.transpose(axes)  # NumPy 2.3 and newer write arrays with swapped axes this way
 
     def _encode(self, text: Any, encoding: object) -> bytes:
         if encoding != "latin1" or not isinstance(text, str):
@@ -230,5 +230,5 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _empty_dictionary(*_: object) -> dict[Any, Any]:
-    """In place of `defaultdict(list)` and `OrderedDict()`; a pickle fills it afterwards."""
+    """Replaces `defaultdict(list)` and `OrderedDict()`; a pickle fills it afterwards."""
     return {}

@@ -1,4 +1,4 @@
-"""Reads your own videos with the poses that another program found. `pose_formats.py` parses; this file assembles.
+"""Reads your own videos with the poses that another program found. `pose_formats.py` parses the files.
 
 M persons, T frames, V joints.
 """
@@ -25,12 +25,12 @@ from svdata2vec.shards.readers.walk import Walk, walk
 from svdata2vec.shards.tracking import TrackingOptions, track_persons
 
 FORMATS = (*PARSERS, "npz")
-# The joints that a program's own models find; others are told by their number, or named.
+# The joints of each program's own models; other layouts are recognised by their number of joints, or named by the user.
 USUAL = {"coco": {17: "coco17"}, "openpose": {25: "body25", 18: "openpose18"}, "alphapose": {17: "coco17", 26: "halpe26"},
          "mmpose": {17: "coco17", 26: "halpe26"}, "yolo": {17: "coco17"}, "mediapipe": {33: "mediapipe33"},
          "npz": {17: "coco17"}}
 MOST_PERSONS = 100
-LOOKED_AT = 20  # clips whose joints are compared with the layout
+CHECKED_CLIPS = 20  # whose joints are compared with the layout
 AS_NAMED = "`svdata2vec shard poses-json --help` says how files of each format are named"
 
 
@@ -84,7 +84,6 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
                         f"{AS_NAMED}")
 
     def with_poses(num_joints: int, coco17_of: str | None) -> list[ClipAnnotation]:
-        """The clips, and how a worker reads their poses."""
         return [
             replace(clip, pose_file=PoseFile(read_poses, path, (format, item, num_joints, coco17_of, persons, min_score)))
             for clip, path, item in placed
@@ -100,10 +99,10 @@ def read_pose_files(videos: str | Path, poses: str | Path, *, format: str, name:
 def _placed(
     clips: Sequence[ClipAnnotation], places: "_Places", skipped: list[Skipped]
 ) -> list[tuple[ClipAnnotation, str, str]]:
-    """The clips of whose videos there are poses, with path and item of these; the others go to `skipped`.
+    """The clips whose videos have poses, with path and item of these; the others are `skipped`.
 
-    Poses that several videos find by their names are those of the one that shares most folders with them, and of none of those
-    that lie in other folders (`strange_folder`).
+    If several videos find the same poses by name, these belong to the video that shares most folders with them, and to none in
+    another folder (`strange_folder`).
     """
     shared = places.folders() & folders_of(spelled(str(clip.video)) for clip in clips)
     fits_of: dict[tuple[str, str], list[tuple[int, ClipAnnotation]]] = {}
@@ -136,7 +135,7 @@ def _placed(
 
 
 def _first_poses(clips: Sequence[ClipAnnotation]) -> list[np.ndarray]:
-    """Joints of some clips; those that cannot be read are left to packing. UserError if none can."""
+    """Joints of some clips; unreadable ones are left for packing to report. UserError if all are unreadable."""
     found: list[np.ndarray] = []
     reason = ""
     for clip in clips:
@@ -147,7 +146,7 @@ def _first_poses(clips: Sequence[ClipAnnotation]) -> list[np.ndarray]:
             reason = reason or reason_of(error, clip.pose_file.path)
             continue
         found.append(pose.pose_MTVC)
-        if len(found) == LOOKED_AT:
+        if len(found) == CHECKED_CLIPS:
             break
     if not found:
         raise UserError(f"none of the poses of {len(clips)} videos can be read; the first: {reason}")
@@ -156,9 +155,9 @@ def _first_poses(clips: Sequence[ClipAnnotation]) -> list[np.ndarray]:
 
 def read_poses(path: str, format: str, item: str, num_joints: int, coco17_of: str | None, persons: int,
                min_score: float) -> Pose:
-    """The main persons of one video's pose file, a slot each. `coco17_of`: the layout to turn into COCO-17, or None.
+    """The main persons of one video's pose file, a slot each. `coco17_of`: the layout to convert to COCO-17, or None.
 
-    Detections may have any number of joints, as long as it is one; `num_joints` is what a file that does not say it has.
+    All detections must have the same number of joints; `num_joints` is used if the file does not state it.
     """
     if format == "npz":
         pose = _read_npz(path)
@@ -207,7 +206,7 @@ def _read_npz(path: str) -> Pose:
 
 
 class _Places:
-    """Where the poses of videos lie: by the video's name, alone or with one or two folders in front."""
+    """Finds the poses of videos by the video's name, alone or with one or two folders in front."""
 
     def __init__(self, poses: str | Path, format: str) -> None:
         self.poses, self.format = poses, format
@@ -232,7 +231,7 @@ class _Places:
         return folders_of(name for names in self._names.values() for name in names)
 
     def of(self, video: str) -> tuple[str, str, int]:
-        """(path, item) of a video's poses, and by how many parts of its path. UserError if there are none, or several."""
+        """(path, item) of a video's poses, and how many parts of its path match. UserError if there are none, or several."""
         for name in dict.fromkeys((without_extension(spelled(video)), spelled(plain_name(video)))):
             parts = PurePosixPath(name).parts
             for count in (3, 2, 1):
@@ -246,7 +245,7 @@ class _Places:
 
 
 def _coco_videos(file: str, one_of_many: bool) -> Sequence[str]:
-    """The videos of a COCO file. One of many that cannot be read is that of the video of its name, for packing to say why."""
+    """The videos of a COCO file. If it is one of many and unreadable, the video of its name, so that packing reports why."""
     try:
         return list(coco_videos(file))
     except Exception:

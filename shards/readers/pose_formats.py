@@ -1,8 +1,8 @@
-"""What pose programs write, read into detections per frame: COCO, OpenPose, AlphaPose, MMPose, Ultralytics YOLO, MediaPipe.
+"""Reads the files of pose programs into detections per frame: COCO, OpenPose, AlphaPose, MMPose, Ultralytics YOLO, MediaPipe.
 
 Every parser takes (path, item, V) and returns a `FoundPoses`: `path` is a file, or the folder of a video's files, `item`
-the video's name where path holds several videos, V the number of joints where the file does not say it. The structures
-are described with each parser, as the programs write them. N detections in a frame, V joints.
+the video's name if path holds several videos, V the number of joints if the file does not state it. Each parser describes
+the structure that the program writes. N detections in a frame, V joints.
 """
 
 import json
@@ -23,17 +23,17 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.text import read_text, stamp
 from svdata2vec.shards.tracking import Detections
 
-SEEN_SCORE = 0.1  # of a joint that a detection's box is put around, where the program gives no box
-LARGEST_RELATIVE = 1.5  # coordinates that are all below it are parts of the picture, in formats that have both
+SEEN_SCORE = 0.1  # least score of a joint that counts for a detection's box, if the program writes no box
+LARGEST_RELATIVE = 1.5  # if all coordinates are below it, they are parts of the picture (formats that allow both)
 RELATIVE_SCALE = 1000.0  # coordinates of 0..1 are tracked as pixels of a picture of this size
-# A frame's number beyond both this and so many times the frames with persons is none, but a time stamp, a date, a hash.
+# A frame number beyond both MOST_FRAMES and MOST_ABSENT times the frames with persons is a time stamp, a date or a hash.
 MOST_FRAMES, MOST_ABSENT = 100_000, 100
-SEVERAL = 6  # frames with persons, all some multiple of a step apart: between them nobody was looked for
+SEVERAL = 6  # frames with persons, all multiples of a step apart: the frames between them were not searched
 
 
 @dataclass(frozen=True)
 class Person:
-    """One detection: `joints_V3` x, y and score (x and y both 0: missing), `box_4` x1, y1, x2, y2, the whole person's score."""
+    """One detection: `joints_V3` x, y, score (x and y both 0: missing), `box_4` x1, y1, x2, y2, `score` of the whole person."""
 
     joints_V3: np.ndarray
     box_4: np.ndarray | None = None
@@ -42,10 +42,10 @@ class Person:
 
 @dataclass(frozen=True)
 class FoundPoses:
-    """`frames`: the persons of each frame. `complete`: the list ends with the video's last frame, not with the last person.
+    """`frames`: the persons of each frame. `complete`: the list ends with the video's last frame, not the last with persons.
 
     `relative`: coordinates are parts of the picture. `size`: (width, height) of the picture, None = the video's own.
-    `first_number`: as of a `Pose`.
+    `first_number`: as in `Pose`.
     """
 
     frames: list[list[Person]]
@@ -55,7 +55,7 @@ class FoundPoses:
     first_number: int = 0
 
     def detections(self, num_joints: int, where: object) -> list[Detections]:
-        """Per frame; UserError if a person has another number of joints."""
+        """Detections per frame; UserError if a person has another number of joints."""
         scale = RELATIVE_SCALE if self.relative else 1.0
         return [_detections(people, num_joints, scale, f"{where}, frame {t}") for t, people in enumerate(self.frames)]
 
@@ -87,7 +87,7 @@ def _detections(people: Sequence[Person], num_joints: int, scale: float, where: 
 
 
 def _json(path: str) -> Any:
-    """Content of a JSON file, of JSON lines their list. The last ones are kept: a file may hold many videos."""
+    """Content of a JSON file; a list for JSON lines. Cached, as a file may hold many videos."""
     return _parsed(path, stamp(path))
 
 
@@ -104,13 +104,13 @@ def _parsed(path: str, _changed: int) -> Any:
 
 
 def _files_of(folder: str, item: str, names: re.Pattern[str]) -> list[tuple[int, Path]]:
-    """The files of one of a folder's videos: number of the frame, and the file that is called after both."""
+    """The files of one video in a folder: frame number and file of each frame."""
     return [(number, Path(folder, name)) for number, name in _files_by_video(folder, names, stamp(folder)).get(item, ())]
 
 
 @lru_cache(maxsize=2)
 def _files_by_video(folder: str, names: re.Pattern[str], _changed: int) -> dict[str, list[tuple[int, str]]]:
-    """Of all videos: a folder may hold millions of files, which are not searched again for each of them."""
+    """The files of all videos. Cached, as a folder may hold millions of files and is not scanned for each video."""
     files: dict[str, list[tuple[int, str]]] = {}
     for name in sorted(entry.name for entry in os.scandir(folder)):
         if (match := names.fullmatch(name)) is not None:
@@ -138,7 +138,7 @@ def _box(corner_and_size: Any) -> np.ndarray | None:
 
 
 def _corners(values: Any) -> np.ndarray | None:
-    """A box x1, y1, x2, y2; None if it is not four numbers, or an empty box, as some write where they have none."""
+    """A box x1, y1, x2, y2; None if it is not four numbers, or an empty box, which some programs write for none."""
     found = _numbers(values, 4)
     return None if found is None or (found[2:] <= found[:2]).any() else found
 
@@ -158,7 +158,7 @@ def _score(value: Any) -> float | None:
 
 
 def _joint_scores(values: Any) -> Any:
-    """Scores of a person's joints; a program that writes null for one gives it none, which is 1."""
+    """Scores of a person's joints; null means no score, which counts as 1."""
     return [1.0 if value is None else value for value in values] if isinstance(values, list) else values
 
 
@@ -188,8 +188,8 @@ def _numbered(name: str) -> re.Match[str] | None:
 def _places_of(numbers: Sequence[int]) -> tuple[list[int], bool, int]:
     """The frame that each image of a video is, by their ascending numbers; whether these are all frames; `Pose.first_number`.
 
-    Some writers leave out frames without anybody: where numbers are missing among others that follow each other, they count,
-    from 0 if there is a 0, else from 1. (Every fifth frame is not all frames with gaps: packing refuses that number of poses.)
+    Some writers leave out frames without persons: if numbers are consecutive but for some missing ones, they are frame numbers,
+    from 0 if there is a 0, else from 1. (Every fifth frame is not a video with gaps: packing refuses that number of poses.)
     """
     steps = [after - before for before, after in pairwise(numbers)]
     if not steps or min(steps) != 1 or max(steps) == 1:
@@ -200,7 +200,7 @@ def _places_of(numbers: Sequence[int]) -> tuple[list[int], bool, int]:
 
 
 def _by_number(people: Mapping[int, list[Person]], where: str) -> list[list[Person]]:
-    """Frames 0 to the last number; empty lists where there is nobody. UserError if these are not the numbers of all."""
+    """Frames 0 to the last number; empty lists for frames without persons. UserError if numbers skip frames."""
     last = max(people, default=-1)
     if last > max(MOST_FRAMES, MOST_ABSENT * len(people)):
         raise UserError(f"{where}: frame number {last}, but persons in {len(people)} frames only; expected frames counted from "
@@ -227,9 +227,9 @@ def _is_relative(frames: Iterable[list[Person]], path: str) -> bool:
 def coco_videos(path: str) -> dict[str, list[Mapping[str, Any]]]:
     """The images of a COCO keypoint file by video, in order of their frames.
 
-    A video is what `video_id` names in `videos` (CocoVID), else the folder in an image's file_name (walk/001/000012.jpg:
-    video 001), else the file itself. Frames are in the order of `frame_id` (or `frame_index`), else of the number in the
-    file name, else of the id.
+    A video is the entry of `videos` with an image's `video_id` (CocoVID), else the folder in its file_name
+    (walk/001/000012.jpg: video 001), else the file itself. Frames are in the order of `frame_id` (or `frame_index`), else of
+    the number in the file name, else of the id.
     """
     return _coco_videos(path, stamp(path))
 
@@ -272,9 +272,9 @@ def _frame_number(image: Mapping[str, Any]) -> int | None:
 
 
 def _checked_numbers(images: Sequence[Mapping[str, Any]], where: str) -> list[int]:
-    """The numbers of a video's images, which are in their order; their places where they have none, or the same in all names.
+    """The frame numbers of a video's sorted images; their places if they have none, or the same number in all names.
 
-    UserError if an image has none, two have the same, or they are taken from names of several kinds, against the order of ids.
+    UserError if only some have one, two have the same, or they come from names of several kinds and contradict the ids' order.
     """
     names = [str(image["file_name"]) for image in images]
     found = [_frame_number(image) for image in images]
@@ -388,7 +388,7 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
                 joints_V2 = np.asarray(_field(entry, "keypoints", where), np.float64)
                 scores_V1 = np.asarray(_joint_scores(_field(entry, "keypoint_scores", where)), np.float64)[:, None]
                 if joints_V2.shape[1] != 2:
-                    raise ValueError(f"{joints_V2.shape[1]} numbers, as of a pose in space")
+                    raise ValueError(f"{joints_V2.shape[1]} coordinates, like those of a 3-D pose")
                 joints_V3 = np.concatenate([joints_V2, scores_V1], axis=1)
             except (TypeError, ValueError, IndexError) as error:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error

@@ -23,8 +23,8 @@ from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.video import open_bytes
 
-MOST_METRES = 50  # from a depth camera; further away are pixels
-NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # of a frame where nobody was found
+MOST_METRES = 50  # largest coordinate from a depth camera; larger ones are pixels
+NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)  # for a frame without persons
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def load_pickle(path: str | Path) -> dict[str, Any]:
             content = load_plain(io.BytesIO(file.read()) if "://" in str(path) else file)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if isinstance(content, list):  # as older tools of mmaction wrote them, one pickle per split
+    if isinstance(content, list):  # the format of older tools of mmaction, one pickle per split
         content = {"annotations": content}
     if not isinstance(content, dict) or "annotations" not in content:
         raise UserError(f"{path}: expected a dictionary with 'split' and 'annotations', or a list of annotations")
@@ -120,7 +120,7 @@ def read_pyskl(pickle_path: str | Path, videos: str | Path, *, name: str | None 
 
 
 def _require_splits(found: DataSet, path: str | Path) -> None:
-    """UserError if there are clips, but none in a split: nothing could be trained on."""
+    """UserError if there are clips but none is in a split: there would be nothing to train on."""
     listed = [(key, split) for split, keys in found.splits.items() for key in keys]
     clips = {clip.key for clip in found.clips}
     if clips and clips.isdisjoint(key for key, _ in listed):
@@ -132,7 +132,7 @@ def _require_splits(found: DataSet, path: str | Path) -> None:
 
 def read_annotations(pickle_path: str | Path, videos: str | Path, *, name: str | None, joints: str | None,
                      classes: str | Path | Sequence[str] | None) -> DataSet:
-    """`read_pyskl`, perhaps without splits."""
+    """`read_pyskl`, but the result may have no splits."""
     content = load_pickle(pickle_path)
     folder = VideoFolder(videos)
     annotations = content["annotations"]
@@ -184,7 +184,7 @@ def _one_per_video(clips: Sequence[ClipAnnotation], skipped: list[Skipped]) -> l
 
 def _in_their_folders(clips: Sequence[ClipAnnotation], name_of: Mapping[str, str], folder: VideoFolder,
                       skipped: list[Skipped]) -> list[ClipAnnotation]:
-    """The clips whose videos are not those of other clips of the same name; these go to `skipped`. `name_of`: by key."""
+    """The clips without those whose video belongs to another clip of the same name; these are `skipped`. `name_of`: by key."""
     shared = folder.folders() & folders_of(name_of.values())
     kept = []
     for clip in clips:
@@ -205,7 +205,7 @@ def _fits_with_folders(clip: ClipAnnotation) -> bool:
 
 
 def _common_folder(names: Sequence[Any]) -> str:
-    """The folder that holds all names which are absolute paths; empty if none is. Keys are relative to it."""
+    """The common folder of the names that are absolute paths; empty if none is. Keys are relative to it."""
     parents = [str(PurePosixPath(name).parent) for name in names if isinstance(name, str) and name.startswith("/")]
     return os.path.commonpath(parents) if parents else ""
 
@@ -229,7 +229,7 @@ def _splits(splits: Mapping[str, Sequence[Any]], known: set[str], path: str | Pa
 
 
 def clip_of(entry: Any, field: str, folder: VideoFolder, names: Collection[str]) -> ClipAnnotation:
-    """One annotation as ClipAnnotation of label 0; UserError says what is wrong with it. `names`: of all annotations."""
+    """One annotation as ClipAnnotation with label 0; UserError describes its fault. `names`: those of all annotations."""
     if not isinstance(entry, Mapping):
         raise UserError(f"the annotation is of type {type(entry).__name__}, expected a dictionary")
     missing = [name for name in (field, "label", "total_frames", "keypoint") if name not in entry]
@@ -252,7 +252,7 @@ def clip_of(entry: Any, field: str, folder: VideoFolder, names: Collection[str])
 
 
 def pose_of(entry: Mapping[str, Any]) -> Pose:
-    """The skeletons of one annotation; UserError says what is wrong with them."""
+    """The skeletons of one annotation; UserError describes their fault."""
     keypoint = _array(entry, "keypoint")
     if keypoint.ndim != 4 or keypoint.shape[-1] not in (2, 3):
         raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2)")
@@ -262,7 +262,7 @@ def pose_of(entry: Mapping[str, Any]) -> Pose:
             raise UserError("keypoint has 3 coordinates: these are metres, not pixels; take the data set's 2-D pickle")
         if not scored:
             raise UserError(f"keypoint has shape {keypoint.shape}, expected (persons, frames, joints, 2); if the third number "
-                            "is a score, it belongs into keypoint_score, (persons, frames, joints)")
+                            "is a score, it belongs in keypoint_score, (persons, frames, joints)")
     height, width = _picture(entry)
     boxes = entry.get("bboxes")
     score_MTV = None if entry.get("keypoint_score") is None else _array(entry, "keypoint_score")
@@ -279,7 +279,7 @@ def _array(entry: Mapping[str, Any], name: str) -> np.ndarray:
 
 
 def _whole(entry: Mapping[str, Any], name: str) -> int:
-    """A whole number, not negative; UserError if it is something else."""
+    """A whole number, 0 or more; UserError if it is something else."""
     value = entry[name]
     try:
         if not isinstance(value, str | bytes) and int(value) == value >= 0:
@@ -290,7 +290,7 @@ def _whole(entry: Mapping[str, Any], name: str) -> int:
 
 
 def _picture(entry: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """(height, width) of the picture that the joints refer to; None, None if the annotation does not say."""
+    """(height, width) of the picture that the joints refer to; None, None if the annotation does not have it."""
     for name in ("img_shape", "original_shape"):
         shape = entry.get(name)
         if shape is None or np.size(shape) == 0:
@@ -302,7 +302,7 @@ def _picture(entry: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _as_coco17(clip: ClipAnnotation, source: JointLayout) -> ClipAnnotation:
-    """The clip with the joints of COCO-17; as it is, for the packer to refuse, if it has another number than `source`."""
+    """The clip with the joints of COCO-17; unchanged if it does not have those of `source`: the packer will refuse it."""
     if clip.pose_MTVC is None or clip.pose_MTVC.shape[2] != len(source.joints):
         return clip
     score_MTV = None if clip.score_MTV is None else to_coco17(np.asarray(clip.score_MTV), source, 2)
@@ -310,10 +310,10 @@ def _as_coco17(clip: ClipAnnotation, source: JointLayout) -> ClipAnnotation:
 
 
 def _boxes(boxes: Any) -> np.ndarray:
-    """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries where nobody was found.
+    """float32 (T, 4) from (T, 4) or (T, 5) with scores, or a ragged list with empty entries for frames without persons.
 
-    A frame may have a row of its own for each person, as detectors write them: (T, M, 4), (T, M, 5). Then it is the box around
-    these, as the format's one box is.
+    A frame may have a row per person, as detectors write them: (T, M, 4), (T, M, 5). Then the result is the box around these,
+    which is what the format's single box means.
     """
     try:
         frames = [np.asarray(frame, np.float32) for frame in boxes]
@@ -328,7 +328,7 @@ def _boxes(boxes: Any) -> np.ndarray:
 
 
 def _around(box_M4: np.ndarray) -> np.ndarray | Box:
-    """One box as it is, the box around several."""
+    """The box around all boxes; a single one unchanged."""
     return box_M4[0] if len(box_M4) == 1 else union_box(box_M4) or NO_BOX
 
 

@@ -1,7 +1,8 @@
 """Reads the skeletons of NTU RGB+D as the data set's own `txt2npy.py` rewrites them: S001C001P001R001A001.skeleton.npy.
 
-A 0-d object array with a dictionary, of which `rgb_body0` to `rgb_body3` are read: (T, 25, 2), x and y in the colour picture,
-zeros where the body is not seen. The first body of every frame is in `rgb_body0`, whoever it is, so bodies are linked anew.
+A file is a 0-d object array with a dictionary. Its `rgb_body0` to `rgb_body3` are read: (T, 25, 2), x and y in the colour
+picture, zeros where the body is not seen. `rgb_body0` has the first body of every frame, which may be another person in each
+frame, so bodies are linked again.
 """
 
 import io
@@ -18,7 +19,7 @@ NUM_JOINTS = 25
 
 
 def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
-    """Pose (M,T,25,2), one slot per person; UserError says what is wrong with it. No code in it can run."""
+    """Pose (M,T,25,2), one slot per person; UserError describes a fault of the file. No code in it is run."""
     with open_bytes(path) as file:
         content = io.BytesIO(file.read())
     try:

@@ -13,17 +13,18 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.readers.text import read_text
 from svdata2vec.shards.tracks import link_slots
 
-# Columns of a joint line with the pixel position: NTU gives metres, depth pixels and then the colour picture's x, y.
+# Columns of a joint line with the pixel position: NTU's have metres, depth pixels, then x and y in the colour picture.
 COLOR_COLUMNS = (5, 6)
 FIRST_COLUMNS = (0, 1)
 
 
 def read_text_skeleton(path: str, columns: tuple[int, int], num_joints: int, width: int | None,
                        height: int | None) -> Pose:
-    """Pose (M,T,V,2) with one slot per body id, in order of time on screen; a body that is not seen is zero. Where bodies
-    of one frame share an id, which then tells nobody apart, all are linked anew (`tracks.link_slots`).
+    """Pose (M,T,V,2) with one slot per body id, the longest on screen first; a body that is not seen is zero.
 
-    `columns`: which numbers of a joint line are x and y. Raises UserError naming the file and the line.
+    If bodies of one frame share an id, ids do not identify bodies: then all are linked again (`tracks.link_slots`).
+
+    `columns`: the columns of x and y in a joint line. Raises UserError naming the file and the line.
     """
     lines = _Lines(path)
     num_frames = lines.integer()

@@ -24,7 +24,7 @@ from svdata2vec.shards.video import open_bytes
 
 NAME = re.compile(r"([A-Za-z.]+)_p(\d{2})_r\d{2}_v\d{2}_c(\d{2})")  # activity, person, camera
 WIDTH, HEIGHT = 640, 480
-V12_SUFFIX = "_pose3d"  # of the names of skeletons of v1.2
+V12_SUFFIX = "_pose3d"  # ends the names of skeletons of v1.2
 DROPPED_CLASS = "Pour.Fromcup"  # 14 clips of the published lists; the authors say to ignore them
 
 CLASSES = lines("smarthome_classes.txt")
@@ -87,12 +87,12 @@ def read_smarthome(videos: str | Path, skeletons: str | Path) -> DataSet:
 
     clips = clips_of(folder.videos(), make, lambda item: (safe_key(item[0]), item[1]), skipped)
     views = dict.fromkeys(CAMERAS, VIEW_CLASSES)
-    splits = smarthome_splits({*folder.stems(), *files})  # with what was left out, which they lack
+    splits = smarthome_splits({*folder.stems(), *files})  # including samples that were left out
     return DataSet("smarthome", layout("smarthome15"), CLASSES, splits, clips, skipped, PUBLISHED, views)
 
 
 def _require_one_version(files: Mapping[str, Path], root: str | Path) -> None:
-    """UserError if there are skeletons of both versions: other poses, so that clips would not be comparable."""
+    """UserError if there are skeletons of both versions, whose poses are not comparable."""
     old = [path for stem, path in files.items() if NAME.fullmatch(stem)]
     new = [path for stem, path in files.items() if stem.endswith(V12_SUFFIX) and NAME.fullmatch(stem.removesuffix(V12_SUFFIX))]
     if old and new:
@@ -101,7 +101,7 @@ def _require_one_version(files: Mapping[str, Path], root: str | Path) -> None:
 
 
 def smarthome_splits(stems: Iterable[str]) -> dict[str, list[str]]:
-    """Keys of the nine splits by subject and camera, from names of videos; those of no class or another form are in none."""
+    """Keys of the nine splits by subject and camera, from names of videos; other names, and unknown classes, are in none."""
     parsed = {safe_key(stem): match for stem in sorted(stems) if (match := NAME.fullmatch(stem)) and match[1] in CLASSES}
     seen = {key: match for key, match in parsed.items() if match[1] in VIEW_CLASSES}
     by_subject = {name: [key for key, match in parsed.items() if int(match[2]) in some] for name, some in SUBJECTS.items()}
@@ -110,7 +110,7 @@ def smarthome_splits(stems: Iterable[str]) -> dict[str, list[str]]:
 
 
 def read_smarthome_json(path: str) -> Pose:
-    """Pose (M,T,15,2) in pixels of 640x480, one slot per person: the file lists each frame's detections in any order.
+    """Pose (M,T,15,2) in pixels of 640x480, one slot per person; a frame's detections are in any order in the file.
 
     UserError names the frame.
     """

@@ -1,4 +1,4 @@
-"""All readers by name, with the options each takes: what the command line offers."""
+"""All readers by name, with their options, as the command line offers them."""
 
 import inspect
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from svdata2vec.shards.readers.videos import read_video_csv, read_video_folder
 
 @dataclass(frozen=True)
 class Source:
-    """One kind of data set. `fixed`: arguments that the kind decides; the others come from the user.
+    """One kind of data set. `fixed`: arguments that the kind determines; the others come from the user.
 
     The reader's docstring is also the help of `svdata2vec shard KIND`, its "Args" that of the options.
     """

@@ -11,7 +11,7 @@ from svdata2vec.shards.errors import UserError
 SHARE = 0.2
 RULES = ("subject", "camera", "setup", "random")
 HELP = "expected subject, camera, setup or random, perhaps with a share for validation, as in random:0.2"
-# The numbers that names of NTU RGB+D, Toyota Smarthome and UAV-Human carry, for pickles that do not repeat them.
+# The numbers in names of NTU RGB+D, Toyota Smarthome and UAV-Human, for pickles that do not have them as fields.
 _NAMES = [re.compile(pattern) for pattern in (
     r"S(?P<setup>\d{3})C(?P<camera>\d{3})P(?P<subject>\d{3})R\d{3}A\d{3}", r".*_p(?P<subject>\d+)_r\d+_v\d+_c(?P<camera>\d+)",
     r"P(?P<subject>\d+)S(?P<setup>\d+)G\d+B\d+H\d+UC.*")]
@@ -20,8 +20,8 @@ _NAMES = [re.compile(pattern) for pattern in (
 def split_by(rule: str, clips: Sequence[ClipAnnotation]) -> dict[str, list[str]]:
     """Two splits, train and val: `rule` is one of RULES, alone or with the share of clips for val (`subject:0.3`).
 
-    Groups (all clips of one subject; for `random`, of one video) are taken for val in the order of a hash of their number or
-    name until the share is reached. So a clip that is added moves no other group.
+    Groups (all clips of one subject; for `random`, of one video) go to val in the order of a hash of their number or name
+    until the share is reached. So an added clip moves no other group.
 
     Raises:
         UserError: another rule, clips without that number, or fewer than two groups.

@@ -1,4 +1,4 @@
-"""Official lists and splits. What is too long for code, such as class names, lies in text files in data/."""
+"""Official lists and splits. Long lists, such as class names, are in text files in data/."""
 
 from collections.abc import Collection, Mapping
 from functools import cache
@@ -16,7 +16,7 @@ def lines(name: str) -> tuple[str, ...]:
 
 @cache
 def name_groups(name: str) -> frozenset[str]:
-    """Names of data/`name`, where `S001C001P001R001{A001,A002}` stands for two."""
+    """Names of data/`name`, in which `S001C001P001R001{A001,A002}` stands for two names."""
     found: set[str] = set()
     for word in " ".join(lines(name)).split():
         stem, brace, rest = word.partition("{")
@@ -37,6 +37,6 @@ def numbers(text: str) -> frozenset[int]:
 
 
 def train_and_rest(keys: Collection[str], training: Mapping[str, Collection[str]], rest: str) -> dict[str, list[str]]:
-    """Two splits per protocol: PROTOCOL_train with the keys that `training` has for it, PROTOCOL_`rest` with all others."""
+    """Two splits per protocol: PROTOCOL_train with the keys of `training`, PROTOCOL_`rest` with all others."""
     return {f"{protocol}_{part}": [key for key in keys if (key in chosen) == (part == "train")]
             for protocol, chosen in training.items() for part in ("train", rest)}

@@ -1,4 +1,4 @@
-"""Text files as found: UTF-8 with or without a byte-order mark, UTF-16, Windows-1252; tables with any usual separator."""
+"""Reads text files in common encodings (UTF-8 with or without a byte-order mark, UTF-16, Windows-1252), and tables."""
 
 import csv
 import io
@@ -15,14 +15,14 @@ from svdata2vec.shards.errors import UserError, require_file
 from svdata2vec.shards.video import open_bytes
 
 DIVIDERS = (",", ";", "\t", "|")
-MOST_SHOWN = 10  # lines of a table that cannot be read
-_BEFORE_HEADER = re.compile(r"(?i)(?:[ \t]*\n|\"?sep=.\"?[ \t]*\n)*")  # empty lines, and Excel's word on the divider
+MOST_SHOWN = 10  # unreadable lines of a table that are listed
+_BEFORE_HEADER = re.compile(r"(?i)(?:[ \t]*\n|\"?sep=.\"?[ \t]*\n)*")  # empty lines, and Excel's line that names the separator
 
 log = logging.getLogger(__name__)
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file or URL. What is not Unicode is read as Windows' latin-1, which the log says."""
+    """The text of a file or URL. Text that is not Unicode is read as Windows-1252, which is logged."""
     with open_bytes(path) as file:
         content = file.read()
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -35,19 +35,23 @@ def read_text(path: str | Path) -> str:
 
 
 def stamp(path: str) -> int:
-    """When a file, or a folder's list of files, was changed, for what is kept of it; 0 for a URL."""
+    """Time of the last change of a file, or of a folder's list of files, as a key for caches; 0 for a URL."""
     return Path(path).stat().st_mtime_ns if Path(path).exists() else 0
 
 
 def spelled(name: str) -> str:
-    """One spelling of a name: systems write an accent as a part of its letter or after it. Bytes that are not UTF-8 become
-    `\\udcfc`, so that names that differ do so still."""
+    """A name in its canonical spelling: some systems write an accented letter as one character, others as two.
+
+    Bytes that are not UTF-8 become `\\udcfc`, so that different names stay different.
+    """
     return unicodedata.normalize("NFC", name).encode("utf-8", "backslashreplace").decode()
 
 
 def existing_spelling(path: str, folder: Path) -> str:
-    """The path below `folder` as its file is called, if that has the accents written in the other way, or is written as on
-    Windows (run\\001.mp4); else as it is."""
+    """The path below `folder` in the spelling of the existing file; unchanged if there is none.
+
+    The spelling may differ in how accents are written, or be that of Windows (run\\001.mp4).
+    """
     dividers = (path, path.replace("\\", "/"))
     spellings = (path, *(unicodedata.normalize(form, spelling) for spelling in dividers for form in ("NFC", "NFD")))
     return next((spelling for spelling in spellings if os.path.exists(folder / spelling)), path)  # noqa: PTH110 - never raises
@@ -57,8 +61,8 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
     """(line number, column -> stripped text) of every row that is not empty; columns are named in lower case.
 
     Raises:
-        UserError: no such file, its first line does not name the `needed` columns, or one column twice, no row follows, or some
-            cannot be read.
+        UserError: there is no such file, its header lacks one of the `needed` columns or names a column twice, no row
+            follows, or some cannot be read.
     """
     require_file(path, f"a table with {' and '.join(needed)}")
     text = re.sub(r"\r\n?", "\n", read_text(path))
@@ -85,7 +89,7 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
 
 
 def _rows(reader: Any, columns: Sequence[str], before: int) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """(line number, column -> text) of every row, and what is wrong with lines; `before`: lines that the reader has not."""
+    """(line number, column -> text) of every row, and the faults of lines. `before`: lines before those of the reader."""
     rows: list[tuple[int, dict[str, str]]] = []
     wrong: list[str] = []
     while True:
@@ -99,7 +103,7 @@ def _rows(reader: Any, columns: Sequence[str], before: int) -> tuple[list[tuple[
             continue
         line = before + reader.line_num
         if any("\n" in word for word in row):
-            wrong.append(f"lines {first} to {line}: a field runs on over them")
+            wrong.append(f"lines {first} to {line}: a field extends over them")
         if beyond := [word for word in row[len(columns) :] if word]:
             wrong.append(f"line {line}: {beyond[0]!r} is in a column that the header does not name")
         if any(row):

@@ -66,5 +66,5 @@ def read_uav_human(videos: str | Path, skeletons: str | Path, *,
     subject = {stem: int(match[1]) for stem in sorted({*folder.stems(), *files}) if (match := NAME.fullmatch(stem))}
     training = {name: {stem for stem, number in subject.items() if number in subjects}
                 for name, subjects in (("csv1", CSV1_TRAIN), ("csv2", CSV2_TRAIN))}
-    splits = train_and_rest(subject, training, "test")  # with what was left out, which they lack
+    splits = train_and_rest(subject, training, "test")  # including samples that were left out
     return DataSet("uav-human", layout("coco17"), names, splits, clips, skipped)

@@ -55,7 +55,7 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
             places[path] = _place(found.relative(path))
         except UserError as error:
             skipped.append(Skipped(found.relative(path), str(error), path))
-    alone = {label for path, (_, label) in places.items() if found.relative(path).count("/") == 1}  # in no folder of a split
+    alone = {label for path, (_, label) in places.items() if found.relative(path).count("/") == 1}  # in no split's folder
     if alone and any(found.relative(path).count("/") == 2 for path in places):
         log.warning("%s: folders beside those of the splits, whose videos are in train: %s", root, some_of(sorted(alone), 20))
     classes = tuple(sorted({label for _, label in places.values()}))
@@ -70,7 +70,7 @@ def read_video_folder(root: str | Path, *, name: str | None = None, joints: str 
 
 
 def _splits(clips: Sequence[ClipAnnotation], split_of: Mapping[str, str], split_by: str | None) -> dict[str, list[str]]:
-    """Split -> keys: those of the videos, or made as `split_by` says."""
+    """Split -> keys: the splits of the videos, or made by `split_by`."""
     if split_by is not None:
         return made_splits(split_by, clips)
     splits: dict[str, list[str]] = {}
@@ -122,7 +122,7 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
         UserError: the table has another header, or no row.
     """
     rows = read_table(table, ("path", "label"))
-    _say_unread(table, dict.fromkeys(column for _, row in rows for column in row))
+    _log_unread(table, dict.fromkeys(column for _, row in rows for column in row))
     labels = read_labels([row.get("label") for _, row in rows], None if classes is None else class_names(classes))
     log.info("%s: %s", table, labels.said)
     videos = [_resolved(row["path"], table) if row.get("path") else "" for _, row in rows]
@@ -152,8 +152,8 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
     return DataSet(name or Path(str(table)).stem, layout(joints), labels.classes, splits, clips, skipped)
 
 
-def _say_unread(table: str | Path, columns: Iterable[str]) -> None:
-    """Name the columns of a table that are not read; loudly if one of them seems to be that of the splits."""
+def _log_unread(table: str | Path, columns: Iterable[str]) -> None:
+    """Log the columns of a table that are not read; with a warning if one of them seems to be that of the splits."""
     unread = [column for column in columns if column not in COLUMNS]
     near = difflib.get_close_matches("split", unread, n=1)
     if near and "split" not in columns:
@@ -163,7 +163,7 @@ def _say_unread(table: str | Path, columns: Iterable[str]) -> None:
 
 
 def _resolved(path: str, table: str | Path) -> str:
-    """A video's path or URL, from how a table's row spells it."""
+    """A video's path or URL, from its spelling in a table's row."""
     path = path.removeprefix("file://")
     if "://" in path:
         return path
@@ -174,7 +174,7 @@ def _resolved(path: str, table: str | Path) -> str:
 
 
 def _keys(videos: Sequence[str], table: str) -> dict[str, str]:
-    """Keys by video: its path below the table's folder; of videos elsewhere, below the folder that holds all of these."""
+    """Keys by video: its path below the table's folder; for videos elsewhere, below the common folder of these."""
     home = _as_path(table).parent
     places = {video: _as_path(video) for video in videos}
     elsewhere = [str(place.parent) for place in places.values() if not place.is_relative_to(home)]
@@ -184,6 +184,6 @@ def _keys(videos: Sequence[str], table: str) -> dict[str, str]:
 
 
 def _as_path(place: str) -> Path:
-    """An absolute path; of a URL one that begins with its scheme, so that no file has the same."""
+    """An absolute path; for a URL one that starts with its scheme, which no file has."""
     scheme, colon, rest = place.partition("://")
     return Path(f"/{scheme}:/", rest.lstrip("/")) if colon else Path(os.path.normpath(Path.cwd() / place))

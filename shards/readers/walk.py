@@ -1,8 +1,8 @@
-"""The one walk through folders that all readers share.
+"""The walk through folders that all readers share.
 
-Links are followed, a link to a folder above itself is not. Hidden files, what other systems leave behind (`._a.mp4`,
-`__MACOSX`, `@eaDir`) and anything but plain files are passed over. None of that is silent: what might have been data is in
-`Walk.left_out` with its reason, the rest is counted in one line of the log.
+Links are followed, except a link to a folder above itself. Hidden files, files that other systems leave behind (`._a.mp4`,
+`__MACOSX`, `@eaDir`) and anything but plain files are skipped, but not silently: entries that might have been data are in
+`Walk.left_out` with a reason, the rest is counted in one line of the log.
 """
 
 import logging
@@ -17,7 +17,7 @@ from svdata2vec.shards.errors import UserError, reason_of, require_folder
 from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.urls import filesystem_of
 
-# Folders that file systems, unpackers and Python make beside the data.
+# Folders that file systems, archivers and Python create beside the data.
 NO_DATA = frozenset({"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "__pycache__"})
 
 log = logging.getLogger(__name__)
@@ -25,10 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Walk:
-    """What is below `root`. `files`: paths or URLs, sorted folder by folder; `passed`: hidden names, relative to `root`.
+    """The files below `root`.
 
-    `folders`: those that were entered, on this machine. `media.video_files` keeps the videos in `files`; then `others` are
-    the files that are none, and `frame_folders` those of `files` that are folders, videos in numbered pictures.
+    Attributes:
+        files: paths or URLs, sorted folder by folder; after `media.video_files` only the videos.
+        folders: folders on this machine that were entered.
+        others: after `media.video_files` the files that are not videos.
+        left_out: entries that could not be read, and why.
+        passed: hidden names, relative to `root`.
+        frame_folders: after `media.video_files` those of `files` that are folders of numbered pictures.
     """
 
     root: str
@@ -40,12 +45,12 @@ class Walk:
     frame_folders: set[str] = field(default_factory=set)
 
     def relative(self, path: str) -> str:
-        """A file's path below `root`, folders divided by `/`."""
+        """A file's path below `root`, with `/` between folders."""
         return path[len(self.root) :].lstrip("/")
 
 
 def walk(root: str | Path, holds: str) -> Walk:
-    """All files below a folder or URL; UserError if there is no such folder. `holds`: what it should hold, for messages."""
+    """All files below a folder or URL; UserError if there is no such folder. `holds`: the expected files, for messages."""
     if "://" in str(root):
         found = _walk_url(str(root), holds)
     else:
@@ -53,7 +58,7 @@ def walk(root: str | Path, holds: str) -> Walk:
         found = Walk(os.path.normpath(root))
         _enter(found, found.root, ())
     if found.passed:
-        log.info("%s: hidden files and folders are passed over: %s", root, some_of(found.passed))
+        log.info("%s: hidden files and folders are skipped: %s", root, some_of(found.passed))
     return found
 
 
@@ -73,7 +78,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _enter(found: Walk, folder: str, above: tuple[tuple[int, int], ...]) -> None:
-    """Add a folder's files, then those of its folders. `above`: (device, inode) of the folders that it is in."""
+    """Add a folder's files, then those of its folders. `above`: (device, inode) of its parent folders."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         here = Path(folder).stat()
@@ -92,14 +97,14 @@ def _enter(found: Walk, folder: str, above: tuple[tuple[int, int], ...]) -> None
 
 
 def _add(found: Walk, entry: os.DirEntry[str], chain: tuple[tuple[int, int], ...]) -> str | None:
-    """Add a file, or enter a folder; returns why neither can be."""
+    """Add a file, or enter a folder; returns the reason if neither is possible."""
     try:
         if entry.is_file():
             found.files.append(entry.path)
             return None
         facts = entry.stat()
     except OSError as error:
-        with suppress(OSError):  # no link, or one that cannot be read either
+        with suppress(OSError):  # not a link, or one that cannot be read either
             return f"a link to {Path(entry.path).readlink()}, which cannot be reached ({error.strerror})"
         return f"cannot be read ({error.strerror})"
     if not stat.S_ISDIR(facts.st_mode):

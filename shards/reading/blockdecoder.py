@@ -1,4 +1,4 @@
-"""Decodes pictures in blocks on a CPU: the exact integer reference, and what a CPU's loader uses (shards/README.md, "Blocks").
+"""Decodes pictures in blocks on a CPU: the exact integer reference, also used by loaders on a CPU (shards/README.md, "Blocks").
 
 R C blocks of a plane, H W pixels of a window; L = 2**bits - 1, the highest index.
 """
@@ -9,14 +9,14 @@ import numpy as np
 from svdata2vec.shards.blocks import BLOCK, TILE, BlockFormat, Bytes, PlaneLayout, spread_words
 
 Window = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
-# Four indices of two bits as they lie in a byte -> as four bytes (one number: OpenCV looks up 32 bits at once).
+# Byte with four indices of two bits -> four bytes (as one number: OpenCV looks up 32 bits at once).
 _UNPACKED = (np.arange(256, dtype=np.uint8)[:, None] >> np.array([0, 2, 4, 6], np.uint8) & np.uint8(3)).view(np.int32)
 
 
 class BlockFrameDecoder:
-    """Decodes one window of frames, in memory of its own: to decode many frames, make one and keep it.
+    """Decodes one window of frames, in its own buffers: make one decoder for many frames.
 
-    `window`: the pixels that are wanted, None = all; decoded are `width` x `height` at `left`, `top`: whole tiles around it.
+    `window`: the wanted pixels, None = all. The decoded part is whole tiles around it: `width` x `height` at `left`, `top`.
     """
 
     def __init__(self, layout: BlockFormat, window: Window | None = None) -> None:
@@ -35,14 +35,14 @@ class BlockFrameDecoder:
         self._chroma = [np.empty((height, width), np.uint8) for _ in range(2)]
 
     def __call__(self, frame: Bytes, out_HW3: Bytes | None = None) -> Bytes:
-        """(H, W, 3) RGB of the window of a frame (frame_bytes,), in `out_HW3` or new."""
+        """(H, W, 3) RGB of the window of a frame (frame_bytes,), in `out_HW3` or in new memory."""
         luma, blue, red = (decode(frame) for decode in self._planes)
         height, width = luma.shape
         for small, large in zip((blue, red), self._chroma, strict=True):
             cv2.resize(small, (width, height), dst=large, interpolation=cv2.INTER_NEAREST)
         cv2.merge([luma, self._chroma[1], self._chroma[0]], dst=self._ycc_HW3)
         out_HW3 = np.empty_like(self._ycc_HW3) if out_HW3 is None else out_HW3
-        # To the bit the README's integers, on all 2**24 colours (tests/test_shards_blocks.py).
+        # Bit for bit the README's integer formulas, for all 2**24 colours (tests/test_shards_blocks.py).
         cv2.cvtColor(self._ycc_HW3, cv2.COLOR_YCrCb2RGB, dst=out_HW3)
         return out_HW3
 
@@ -72,7 +72,7 @@ class _PlaneDecoder:
             index_HW |= bits[:, self._skipped : self._skipped + width] << np.uint8(2)
         ends_RC2 = ends[self._rows[0], self._columns].astype(np.uint16)
         first_RC, second_RC = ends_RC2[..., 0], ends_RC2[..., 1]
-        # (L - i) first + i second + L // 2 = i (second - first) + (L first + L // 2): modulo 2**16 on the way, exact at its end
+        # (L - i) first + i second + L // 2 = i (second - first) + (L first + L // 2): modulo 2**16 until it is exact at the end
         np.copyto(value_R4W, index_HW.reshape(value_R4W.shape))
         np.multiply(value_R4W, spread_words(second_RC - first_RC)[:, None], out=value_R4W)
         start_RC = first_RC * self._highest + self._highest // np.uint16(2)

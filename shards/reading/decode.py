@@ -1,8 +1,8 @@
-"""Some frames of a stored clip, by PyAV and OpenCV, and what is wrong with its bytes before anything is decoded.
+"""Decodes some frames of a stored clip with PyAV and OpenCV, and checks its bytes before that.
 
 DALI and FFmpeg show the missing part of a cut-off file as grey, black or stale pictures and report nothing. So the
 structure is checked first: the marks around every JPEG, the outermost lengths of MP4/MOV and Matroska/WebM (other
-containers pass). Imports neither torch nor DALI: decoder processes start in a moment.
+containers are not checked). Imports neither torch nor DALI, so that decoder processes start quickly.
 """
 
 import io
@@ -48,7 +48,7 @@ def decode_video(video: NDArray[np.uint8], frames_T: NDArray[np.int64]) -> dict[
 def decode_jpeg(content: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
     """(H, W, 3) RGB of frame `number`. Raises ValueError for a damaged one.
 
-    A JPEG that is cut short would be filled up with grey in silence: its first and last two bytes are looked at.
+    Its first and last two bytes are checked, as a truncated JPEG would silently be filled up with grey.
     """
     whole = content[:2].tobytes() == JPEG_START and content[-2:].tobytes() == JPEG_END
     frame = cv2.imdecode(content, cv2.IMREAD_COLOR_RGB) if whole else None
@@ -58,12 +58,12 @@ def decode_jpeg(content: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
 
 
 def decode_still(content: NDArray[np.uint8], number: int, blocks: BlockFrameDecoder | None) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB of frame `number`: in blocks, or, without a decoder of them, a JPEG. ValueError for a damaged one."""
+    """(H, W, 3) RGB of frame `number`, in blocks or, if `blocks` is None, a JPEG. ValueError for a damaged one."""
     return decode_jpeg(content, number) if blocks is None else blocks(content)
 
 
 def cut_off_reason(video: NDArray[np.uint8]) -> str | None:
-    """Why the bytes cannot be the whole file; None if nothing speaks against it."""
+    """Why the bytes cannot be the whole file; None if no reason is found."""
     if video.size == 0:
         return "the video has no bytes"
     if video[4:8].tobytes() == b"ftyp":
@@ -104,7 +104,7 @@ def _matroska_reason(video: NDArray[np.uint8]) -> str | None:
 
 
 def _vint(video: NDArray[np.uint8], position: int) -> tuple[int | None, int]:
-    """(value or None for unknown, position behind it) of an EBML variable-length number."""
+    """(value or None for unknown, position after it) of an EBML variable-length number."""
     first = int(video[position]) if position < video.size else 0
     length = 9 - first.bit_length()
     bits = int.from_bytes(video[position : position + length].tobytes(), "big") & ((1 << (7 * length)) - 1)

@@ -1,9 +1,9 @@
 """Several shard sets read as one: rows of the second follow those of the first, and so on.
 
-Each set keeps its own files, its clips' own names and, in `sample`, its own joint layout; `in_layout` brings joints to the
-layout that all have in common. Only those columns of the sets' indices are copied that are asked for.
+Each set keeps its own files, its clips' own names and, in `sample`, its own joint layout; `in_layout` converts joints to
+the common layout. Columns of the sets' indices are copied only when they are used.
 
-n clips asked for, N clips of all sets
+n requested clips, N clips of all sets.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def set_names(shards: str) -> list[str]:
-    """Folders and URLs of a setting: divided by commas, unless all of it is one folder. UserError where one is empty."""
+    """Folders and URLs of a setting, separated by commas unless all of it is one folder. UserError if one is empty."""
     names = [shards] if Path(shards).is_dir() else [name.strip() for name in shards.split(",")]
     if not all(names):
         raise UserError(f"the shards {shards!r} name an empty set; expected folders or URLs with commas between them")
@@ -40,11 +40,11 @@ def own_key(name: str) -> str:
 
 
 class JoinedShards(ShardSet):
-    """Shard sets one after the other, perhaps brought to one joint layout, perhaps weighted.
+    """Shard sets one after the other, optionally converted to one joint layout, optionally weighted.
 
     Args:
         sets: of one codec and one view.
-        to: name of the joint layout to bring them to; None = they have one.
+        to: name of the joint layout to convert them to; None = they have one layout.
         weights: how often a training epoch takes a clip of each set (pipeline/README.md, "Purity and resume"); () = once.
 
     Raises UserError, in one line, for sets that cannot be read as one.
@@ -112,7 +112,7 @@ class JoinedShards(ShardSet):
             layout=self._common_layout(),
             classes=classes,
             components=tuple(dict.fromkeys(name for each in sets for name in each.components)),
-            # Names and sizes alone: `rows` asks the sets.
+            # Names and sizes only: `rows` asks the sets.
             splits=cast("dict[str, list[str]]", {name: range(sum(len(each.splits[name]) for each in sets)) for name in common}),
             shards=tuple(tars),
             fingerprint=sets[0].fingerprint if len(sets) == 1 else digest.hexdigest(),
@@ -151,19 +151,19 @@ class JoinedShards(ShardSet):
         return number, int(row - self._starts[number])
 
     def per_set(self, rows_n: np.ndarray) -> list[np.ndarray]:
-        """Per set the places in `rows_n` that hold a row of it."""
+        """For each set, the places in `rows_n` of its rows."""
         number_n = np.searchsorted(self._starts, rows_n, "right") - 1
         return [np.flatnonzero(number_n == number) for number in range(len(self.sets))]
 
     def _of_splits(self, split: str) -> list[str]:
-        """The split to read of each set: a name for all, or one for each with commas between them."""
+        """The split to read from each set: one name for all, or one for each, separated by commas."""
         names = split.split(",") if len(self.sets) > 1 else [split]
         if len(names) not in (1, len(self.sets)):
             raise UserError(f"split {split!r} has {len(names)} names for {len(self.sets)} sets; give one, or one for each set")
         return [name.strip() for name in names] * (len(self.sets) if len(names) == 1 else 1)
 
     def rows(self, split: str) -> np.ndarray:
-        """int64 rows of a split, set after set: PART of every set, or `a,b`: split a of the first, b of the second."""
+        """int64 rows of a split, set after set. `part`: that split of every set; `a,b`: a of the first set, b of the second."""
         pairs = zip(self.sets, self._of_splits(split), self._starts.tolist(), strict=False)
         return np.concatenate([each.rows(name) + start for each, name, start in pairs])
 
@@ -181,7 +181,7 @@ class JoinedShards(ShardSet):
         return None if None in found else ",".join(cast("list[str]", found))
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
-        """UserError: a clip's own name may be in several sets."""
+        """Raises UserError, as a clip's own name may be in several sets."""
         raise UserError(f"{self.where}: clips are looked up by name in one set")
 
     def split_classes(self, split: str) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ class JoinedShards(ShardSet):
             each.check_used()
 
     def sample(self, row: int, *, video: bool = True, table: bool = False) -> Sample:
-        """One clip, its joints in its own set's layout, its label among the classes of all."""
+        """One clip, with joints in its own set's layout and its label among the classes of all sets."""
         number, own = self._place(row)
         sample, labels = self.sets[number].sample(own, video=video, table=table), self._labels[number]
         return replace(sample, label=int(labels[sample.label]) if sample.label < len(labels) else -1)
@@ -276,7 +276,7 @@ class JoinedShards(ShardSet):
 
 
 class _JoinedIndex:
-    """Reads like the sets' indices one after the other: a column by its name, joined when asked for; a row by its number."""
+    """Reads like the sets' indices one after the other: a column by its name, joined when it is used; a row by its number."""
 
     def __init__(self, joined: JoinedShards) -> None:
         self._joined = joined
@@ -312,14 +312,14 @@ class _JoinedIndex:
 
 
 def _with_columns(column_NC: np.ndarray, own: Sequence[str], all_names: Sequence[str]) -> np.ndarray:
-    """A column of the index per component of all sets; 0 for those that the set does not have."""
+    """A per-component column of the index, for the components of all sets; 0 for those that this set lacks."""
     wider = np.zeros((len(column_NC), len(all_names)), column_NC.dtype)
     wider[:, [all_names.index(name) for name in own]] = column_NC
     return wider
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:
-    """The folders' names, numbered where they are equal; all of them where a folder has the name of another with its number."""
+    """The folders' names, numbered if they are equal; all are numbered if a numbered name is the name of another folder."""
     numbered = [f"{name}-{i}" for i, name in enumerate(names, 1)]
     found = [name if names.count(name) == 1 else other for name, other in zip(names, numbered, strict=True)]
     return found if len(set(found)) == len(found) else numbered

@@ -1,4 +1,4 @@
-"""A list of clip names in one array: 20 MB per million names of 20 letters, where a list of strings takes 77."""
+"""A list of clip names in one array: 20 MB per million names of 20 letters; a list of strings would take 77 MB."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -10,7 +10,7 @@ class KeyList(Sequence[str]):
     """Reads like a list of strings. `names_N`: the ASCII names as a fixed-width byte array."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        # Names that are not ASCII cannot be in an index; they stay findable in messages.
+        # Names that are not ASCII cannot be in an index, but messages still have to name them.
         self.names_N = np.array([key.encode() for key in keys], dtype=np.bytes_)
 
     def __len__(self) -> int:

@@ -1,10 +1,10 @@
-"""What a folder of shards holds: `manifest.json`, and `index.npy` with the place of every component of every clip.
+"""The files that describe a folder of shards: `manifest.json`, and `index.npy` with the place of every clip's components.
 
 The manifest is written last and atomically, so a folder with one is complete. The index is memory-mapped, one fixed-width
 row per clip: key (ASCII bytes), shard u4 (number in the manifest), label i4, frames i4, and per component of the manifest
 `offset` u8 and `size` u4 (bytes within the tar; size 0 = the clip has no such component).
 
-Both are read as untrusted files: whatever they name or count is checked before it is used.
+Both are treated as untrusted: all names and counts in them are checked before they are used.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from svdata2vec.shards.reading.sample import PICTURES
 MAX_COMPONENT_BYTES = 2**32 - 1
 FORMAT = "svdata2vec-shards"
 VERSION = 2
-READABLE = (1, 2)  # format 1: null where -1 stands in a clip's json, which lacks source_sha256 and first_frame
+READABLE = (1, 2)  # format 1: a clip's json has null instead of -1, and lacks source_sha256 and first_frame
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
 SUMS_NAME = "sums.npy"
@@ -57,14 +57,14 @@ class ShardEntry:
     count: int
 
     def size_problem(self, found: int | None) -> str | None:
-        """What is wrong with a copy of this tar that has `found` bytes (None = there is none); None if nothing is."""
+        """The problem with a copy of this tar that has `found` bytes (None = there is no copy); None if the size is right."""
         if found == self.bytes:
             return None
         size = "missing" if found is None else f"{found} bytes"
         return f"{size}, expected {self.bytes} bytes; copy it again or pack again"
 
     def hash_problem(self, path: Path) -> str | None:
-        """What is wrong with the content of the copy at `path`; None if its sha256 is the manifest's."""
+        """The problem with the content of the copy at `path`; None if its sha256 is the manifest's."""
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found == self.sha256:
@@ -73,7 +73,7 @@ class ShardEntry:
 
 
 def access_problem(path: Path) -> str | None:
-    """What keeps this user from reading a file that is there; None if nothing does."""
+    """Why this user cannot read an existing file; None if they can."""
     return None if os.access(path, os.R_OK) else "this user may not read it; change its permissions"
 
 
@@ -86,13 +86,17 @@ def file_bytes(path: Path) -> int | None:
 class Manifest:
     """Contents of `manifest.json`.
 
-    `codec_options`: quality, gop, of JPEGs chroma; of codec `blocks` luma_bits, chroma_bits. `packed_size`: side of the packed
-    square in pixels, 0 for codec `copy`.
-    `components`: tar members of a clip, in the order of the index's columns. `splits`: name -> keys that are packed.
-    `split_classes`: splits whose classes are a part of `classes`. `published`: split -> clips according to the source's
-    publication. `view`: what the clips show, "picture" for videos without skeletons. `without_joints`: rows of the index whose
-    clips have persons and yet not a single joint; None in a set packed before this was noted. `fingerprint`: sha256 of the
-    packing's plan (`packing/plan.py`).
+    Attributes:
+        packed_size: side of the packed square in pixels, 0 for codec `copy`.
+        components: tar members of a clip, in the order of the index's columns.
+        splits: name -> keys that are packed.
+        fingerprint: sha256 of the packing's plan (`packing/plan.py`).
+        codec_options: quality and gop, for JPEGs also chroma; for codec `blocks` luma_bits and chroma_bits.
+        split_classes: split -> its classes, for splits that have only a part of `classes`.
+        published: split -> number of clips according to the source's publication.
+        view: what the clips show, "picture" for videos without skeletons.
+        without_joints: rows of the index whose clips have persons but not a single joint; None in a set packed before this was
+            recorded.
     """
 
     dataset: str
@@ -118,12 +122,12 @@ class Manifest:
 
     @property
     def by_frame(self) -> bool:
-        """Whether a frame is a part of the video component, with a checksum of its own."""
+        """Whether frames are stored one by one in the video component, each with its own checksum."""
         return self.codec in ("jpeg", "blocks")
 
     @cached_property
     def blocks(self) -> BlockFormat | None:
-        """How pictures in blocks are laid out, codec `blocks` only. ValueError if there is no such format."""
+        """Layout of pictures in blocks, codec `blocks` only. ValueError if there is no such format."""
         if self.codec != "blocks":
             return None
         return BlockFormat(self.packed_size, *(self.codec_options.get(name, 0) for name in ("luma_bits", "chroma_bits")))
@@ -135,7 +139,7 @@ class Manifest:
 
     @property
     def split_names(self) -> list[str]:
-        """The splits that can be read: those that are packed, and P_trainval of a protocol P with train, val and test."""
+        """The splits that can be read: the packed ones, and P_trainval for each protocol P with train, val and test."""
         stems = [name.removesuffix("test") for name in self.splits if name.endswith("test")]
         both = [f"{stem}trainval" for stem in stems if {f"{stem}train", f"{stem}val"} <= self.splits.keys()]
         return list(dict.fromkeys([*self.splits, *both]))
@@ -146,7 +150,7 @@ class Manifest:
         return [split] if split in self.splits else [f"{stem}train", f"{stem}val"]
 
     def unlike_published(self) -> list[str]:
-        """A sentence about every split that has not as many clips as its data set's publication says."""
+        """A sentence about every split whose number of clips is not the published one."""
         found = {name: len(self.splits.get(name, ())) for name in self.published}
         return [
             f"split {name}: {found[name]} clips, published are {count} ({found[name] - count:+d})"
@@ -156,7 +160,7 @@ class Manifest:
     def save(self, root: Path) -> None:
         """Write `root/manifest.json` atomically."""
         text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
-        content = text.removesuffix("\n}").encode(errors="surrogatepass") + b",\n"  # names of files may be any bytes
+        content = text.removesuffix("\n}").encode(errors="surrogatepass") + b",\n"  # file names may be arbitrary bytes
         write_atomically(root / MANIFEST_NAME, content + f' "{_SELF}": {zlib.crc32(content)}\n}}\n'.encode())
 
     @classmethod
@@ -200,7 +204,7 @@ class Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """UserError for a field that is not what the rest of the program relies on."""
+    """UserError for a field with a value that the rest of the program does not expect."""
     wrong = [name for name, good in {
         "dataset": _is_text(manifest.dataset), "codec": _is_text(manifest.codec), "fingerprint": _is_text(manifest.fingerprint),
         "created_with": _is_text(manifest.created_with), "packed_size": _is_count(manifest.packed_size, 2**16),
@@ -261,7 +265,7 @@ def _rows(numbers: Any) -> tuple[int, ...] | None:
 
 
 def _view(word: Any) -> View:
-    """Sets of release 0.2.0 do not say; their clips are seen as they were."""
+    """The checked value of the field `view`; sets of release 0.2.0 lack it and count as "persons"."""
     if word not in get_args(View):
         raise ValueError(f"view is {word!r}, expected one of {', '.join(get_args(View))}")
     return cast(View, word)
@@ -312,7 +316,7 @@ def load_plain_array(path: Path) -> np.ndarray:
 
 
 def file_problem(path: Path, manifest: Manifest) -> str | None:
-    """What is wrong with a file beside the manifest, by its CRC-32; None if nothing is, or the manifest does not say."""
+    """The problem with a file beside the manifest, by its CRC-32; None if it is right, or the manifest has no CRC-32 of it."""
     if path.name in manifest.crc32 and (problem := access_problem(path)) is not None:
         return problem
     if path.name not in manifest.crc32 or zlib.crc32(path.read_bytes()) == manifest.crc32[path.name]:

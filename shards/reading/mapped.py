@@ -1,9 +1,9 @@
-"""Tars mapped into memory: their bytes are neither copied nor asked for by system calls.
+"""Tars mapped into memory: their bytes are neither copied nor requested by system calls.
 
-Bytes of a mapped file that are gone, because it was cut or its disk fails, end a process with a bus error in whatever thread
-touches them. Here the missing page turns into zeros and is noted instead, and whoever has used the bytes asks `check`, or after
-decoding `missing`, before trusting them. (MADV_POPULATE_READ before each use costs as much as the checksums, and does not help
-a clip whose tar is cut while it waits to be decoded.)
+If bytes of a mapped file are gone, because it was truncated or its disk fails, the thread that touches them gets a bus error,
+which ends the process. Here the missing page is replaced by zeros and noted instead, and code that has used the bytes calls
+`check`, or after decoding `missing`, before it trusts them. (MADV_POPULATE_READ before each use costs as much as the checksums,
+and does not help a clip whose tar is truncated while it waits to be decoded.)
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_MAPS = 2**16  # that Linux lets a process have, give or take
+MOST_MAPS = 2**16  # about as many as Linux allows a process
 _SA_SIGINFO = 4
 _FIXED = 0x10  # MAP_FIXED
 _LIBC = ctypes.PyDLL(None)
@@ -42,16 +42,16 @@ class _SigAction(ctypes.Structure):
 
 
 class MappedTar(mmap.mmap):
-    """A tar of its present length, read only. Arrays over its bytes keep it open."""
+    """A tar mapped read-only at its present length. Arrays over its bytes keep it open."""
 
     path: Path
     _address: int
     _lost: set[int]  # pages, in bytes from the start
-    _told: set[int]  # those of them that a reader was told of
+    _told: set[int]  # those that `check` has reported to a reader
 
     def __new__(cls, path: Path) -> "MappedTar":
-        """Raises OSError where the file is missing or cannot be mapped, ValueError for an empty one."""
-        _let_files_be_open()
+        """Raises OSError if the file is missing or cannot be mapped, ValueError for an empty one."""
+        _raise_file_limit()
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             tar = super().__new__(cls, descriptor, 0, prot=mmap.PROT_READ)
@@ -64,7 +64,7 @@ class MappedTar(mmap.mmap):
 
     @property
     def bytes(self) -> NDArray[np.uint8]:
-        """All of it."""
+        """All bytes of the tar."""
         return np.frombuffer(self, np.uint8)
 
     def check(self, start: int, stop: int) -> None:
@@ -75,21 +75,23 @@ class MappedTar(mmap.mmap):
             raise OSError(f"{self.path}: cannot be read at byte {max(min(here), start)}")
 
     def missing(self) -> int | None:
-        """A byte that was missing when it was used, after it had been read and checked, or that is gone by now."""
+        """Position of a byte that was missing when it was used, after it had been checked, or is gone now; None if none is."""
         missing = list(self._lost - self._told)
         return min([*missing, self.size()]) if missing or self.size() < len(self) else None
 
     def _lose(self, page: int) -> bool:
-        """Put zeros in the place of a page; whether that went well."""
+        """Replace a page by zeros; returns whether that succeeded."""
         self._lost.add(page)
         flags, address = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _FIXED, self._address + page
         return bool(_LIBC.mmap(address, mmap.PAGESIZE, mmap.PROT_READ, flags, -1, 0) == address)
 
 
 @functools.cache
-def _let_files_be_open() -> None:
-    """As many as the system lets the process have: each map keeps its file open, and clips on their way to a large batch lie in
-    more tars than the 1,024 files of a usual shell."""
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system permits.
+
+    Each map keeps its file open, and the clips of a large batch may be in more tars than the usual limit of 1,024 files.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MOST_MAPS if hard == resource.RLIM_INFINITY else min(hard, MOST_MAPS)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -103,13 +105,13 @@ _ALL: "WeakValueDictionary[int, MappedTar]" = WeakValueDictionary()  # by addres
 def _on_bus_error(number: int, info: Any, context: int | None) -> None:
     """Runs in the thread that touched a missing page."""
     address = info.contents.address or 0
-    for reference in _ALL.valuerefs():  # a list that is made at once: another thread may map a tar meanwhile
+    for reference in _ALL.valuerefs():  # a copy: another thread may map a tar meanwhile
         tar = reference()
         if tar is None or not tar._address <= address < tar._address + len(tar):
             continue
         if tar._lose((address - tar._address) // mmap.PAGESIZE * mmap.PAGESIZE):
             return
-    _LIBC.sigaction(int(signal.SIGBUS), ctypes.byref(_previous), None)  # not ours: it comes again, and to whom it did before
+    _LIBC.sigaction(int(signal.SIGBUS), ctypes.byref(_previous), None)  # not ours: it recurs under the previous handler
 
 
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.POINTER(_SigInfo), ctypes.c_void_p)(_on_bus_error)

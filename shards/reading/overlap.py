@@ -1,4 +1,4 @@
-"""Which clips are in training and test alike, or twice in one split: by their names, and by the bytes of their videos."""
+"""Finds clips that are both in training and in test, or twice in a split, by their names and the bytes of their videos."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from svdata2vec.shards.split_names import is_everything, parsed
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two splits that should have no clip in common, and pairs, one clip of each, that are the same or of the same bytes."""
+    """Two splits that should share no clip, and the pairs of clips, one of each, that are the same or of the same bytes."""
 
     first: str
     second: str
@@ -22,9 +22,9 @@ class Overlap:
 
 
 def overlaps(splits: Mapping[str, Sequence[str]], sources: Mapping[str, str]) -> Iterator[Overlap]:
-    """All overlaps. `sources`: clip -> what is equal for clips of the same pictures; clips of unknown source lack it.
+    """All overlaps. `sources`: clip -> `ClipMeta.pictures`, without clips of unknown source.
 
-    Splits of one protocol are compared (xsub_train with xsub_val, not with xview_val), and those of other names with all.
+    Splits of one protocol are compared (xsub_train with xsub_val, not with xview_val); splits of other names with all.
     """
     found = {name: {sources[key]: key for key in keys if key in sources} for name, keys in splits.items()}
     for first, second in combinations(splits, 2):
@@ -39,7 +39,7 @@ def overlaps(splits: Mapping[str, Sequence[str]], sources: Mapping[str, str]) ->
 
 
 def doubles(splits: Mapping[str, Sequence[str]], sources: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pairs of clips of one split that are of the same pictures, sorted; of more than two the first with each other one."""
+    """Sorted pairs of clips of one split with the same pictures; if more than two have them, the first with each other one."""
     found = set()
     for keys in splits.values():
         first: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""Parts of a split by name, as `train[:80%]` and `train[80%:]`: for sets that have no split to test on.
+"""Parts of a split by name, such as `train[:80%]` and `train[80%:]`, for sets that have no split to test on.
 
-n clips of the split, c classes
+n clips of the split.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _PART = re.compile(r"(?P<split>.+)\[(?P<low>\d+%)?:(?P<high>\d+%)?\]")
 
 
 def split_and_part(name: str) -> tuple[str, tuple[int, int] | None]:
-    """The packed split that a name means, and of which percentages of it the name speaks; None = all of it.
+    """The packed split that a name refers to, and the part of it in per cent (low, high); None = all of it.
 
     Raises UserError for a part that is empty or ends beyond 100 %.
     """
@@ -31,8 +31,8 @@ def split_and_part(name: str) -> tuple[str, tuple[int, int] | None]:
 def in_part(labels_n: np.ndarray, keys: Sequence[bytes], part: tuple[int, int]) -> np.ndarray:
     """bool (n,): which clips are in a part (low, high) in per cent.
 
-    Of every class the same share, in an order that depends on the clips' names alone; a class of two clips or more has one
-    on either side of a cut. Parts that begin where others end have no clip in common, and together all.
+    A part has the same share of every class, in an order that depends on the clips' names alone; a class of two or more clips
+    has clips on both sides of a cut. Parts that begin where others end share no clip and together have all.
     """
     places = np.array([hashlib.sha256(key).digest() for key in keys], dtype="S32")
     chosen_n = np.zeros(len(labels_n), bool)
@@ -45,7 +45,7 @@ def in_part(labels_n: np.ndarray, keys: Sequence[bytes], part: tuple[int, int]) 
 
 
 def _cut(percent: int, count: int) -> int:
-    """How many of a class's clips lie before a cut."""
+    """How many of a class's clips are before a cut."""
     if percent in (0, 100) or count < 2:
         return count if percent else 0
     return min(max((percent * count + 50) // 100, 1), count - 1)

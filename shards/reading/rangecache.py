@@ -12,14 +12,14 @@ from svdata2vec.shards.atomic import make_folder, renamed
 from svdata2vec.shards.errors import UserError
 
 _STALE_SECONDS = 3600
-_UNSEEN_SHARE = 1 / 64  # of the bound: what a process may add before it looks at what others have added
+_UNSEEN_SHARE = 1 / 64  # of the bound: bytes that a process may add before it rescans the folder for those of others
 
 
 class RangeCache:
     """Keeps at most `max_bytes` in `folder` (but always the newest entry). Entries survive the process.
 
-    Several processes may share a folder and its bound: files appear whole by renaming, and each looks at the folder before it
-    has added a 64th of the bound unseen.
+    Several processes may share a folder and its bound: complete files appear by renaming, and each process rescans the folder
+    whenever it has added a 64th of the bound.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -36,10 +36,10 @@ class RangeCache:
         self._evict()
 
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> memoryview:
-        """The `size` bytes called `name`, fetched if they are not there. Whatever `fetch` raises is passed on."""
+        """The `size` bytes called `name`, fetched if they are not there. Exceptions of `fetch` are passed on."""
         with contextlib.suppress(FileNotFoundError):  # another process has just evicted it
             if self.has(name, size):
-                content = memoryview((self.folder / name).read_bytes())  # a map would keep a file open for each clip
+                content = memoryview((self.folder / name).read_bytes())  # mapping it would keep a file open for each clip
                 self.hits += 1
                 return content
         content = memoryview(fetch())
@@ -47,7 +47,7 @@ class RangeCache:
         return content
 
     def has(self, name: str, size: int) -> bool:
-        """Whether a whole entry is there; it counts as used now."""
+        """Whether the complete entry is there; it then counts as just used."""
         try:
             there = (self.folder / name).stat().st_size == size
         except FileNotFoundError:
@@ -59,7 +59,7 @@ class RangeCache:
         return there
 
     def add(self, name: str, write: Callable[[Path], object]) -> None:
-        """An entry whose file `write` makes at the path it is given. Its errors are passed on, nothing is kept."""
+        """Add an entry, whose file `write` creates at the given path. If it raises, nothing is kept."""
         with renamed(self.folder / name) as temporary:
             write(temporary)
             size = temporary.stat().st_size

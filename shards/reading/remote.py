@@ -1,8 +1,8 @@
-"""Shards behind a URL (s3://, gs://, https://, ... whatever fsspec knows), read clip by clip through a bounded cache.
+"""Shards behind a URL (s3://, gs://, https://, ... all that fsspec supports), read clip by clip through a bounded cache.
 
 Manifest and index are copied once; then every clip is one ranged read of its own bytes, which suits the global shuffle:
-nothing is read that is not used. With fetch="shards" whole tars are fetched ahead of their use instead: for stores
-without ranges or slow to answer, and where the cache holds the whole data set.
+nothing is read that is not used. With fetch="shards" whole tars are fetched ahead of their use instead: for stores that do
+not support ranges or respond slowly, and if the cache can hold the whole data set.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
 
 CACHE_BYTES = 32 << 30
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # of the cache, not of the store
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)  # these errors are of the cache, not of the store
 READ_THREADS = 16  # ranged reads in flight: a store answers in tens of milliseconds
 Fetch = Literal["clips", "shards"]
 
@@ -45,8 +45,8 @@ def open_shards(
 
     Args:
         root: its folder, or its URL (with `://` in it).
-        cache: folder for what is fetched from a URL; None = `cache_folder()`.
-        cache_bytes: what the cache may take.
+        cache: folder for bytes fetched from a URL; None = `cache_folder()`.
+        cache_bytes: largest size of the cache.
         fetch: "clips" reads each clip by itself, "shards" fetches whole tars ahead of their use.
 
     Raises:
@@ -71,17 +71,17 @@ class RemoteShardSet(ShardSet):
     reads_frames = False  # one request for the whole clip is faster than several
 
     def __init__(self, url: str, *, cache: Path, cache_bytes: int = CACHE_BYTES, fetch: Fetch = "clips") -> None:
-        """Copy manifest and index, and check them. Raises UserError when the URL cannot be read or holds no shards."""
+        """Copy manifest and index, and check them. Raises UserError if the URL cannot be read or has no shards."""
         self.url, cache = url, Path(cache).absolute()
         filesystem, base = filesystem_of(url)
-        query = base.partition("?")[2] if url.startswith(HTTP) else ""  # as a signature, which belongs to every file
+        query = base.partition("?")[2] if url.startswith(HTTP) else ""  # such as a signature, which is appended to every file
         self._query = f"?{query}" if query else ""
         self._base = base.removesuffix(self._query).rstrip("/")
         folder = _folder(cache, self.where, "head")
         make_folder(folder)
         names = [INDEX_NAME, MANIFEST_NAME]
         with _called(folder, self.where):
-            for name in names:  # and, where the manifest has its sum, the third
+            for name in names:  # and the third if the manifest has its sum
                 write_atomically(folder / name, _fetch(filesystem, self._place(name), f"{self.where}/{name}"))
                 if name == MANIFEST_NAME and SUMS_NAME in Manifest.load(folder).crc32:
                     names.append(SUMS_NAME)
@@ -92,14 +92,14 @@ class RemoteShardSet(ShardSet):
     def _connect(self, filesystem: Any) -> None:
         """Everything that belongs to this process: connections, locks, threads."""
         self._pid, self._filesystem = os.getpid(), filesystem
-        # One for all that was ever packed there: copies of an older set are the first to go.
+        # One for all sets that were ever packed there: copies of an older set are evicted first.
         self.cache = RangeCache(_folder(self._options["cache"], self.where, "tars"), self._options["cache_bytes"])
         self._tar_fetcher = None
         if self._options["fetch"] == "shards":
             self._tar_fetcher = TarFetcher(self.where, self.manifest.shards, self.cache, self._download)
 
     def _here(self) -> "RemoteShardSet":
-        """This object, connected anew in a child that was forked: connections and locks do not survive that."""
+        """This object, reconnected in a forked child: connections and locks do not survive a fork."""
         if self._pid != os.getpid():
             self._connect(filesystem_of(self.url)[0])
         return self
@@ -114,7 +114,7 @@ class RemoteShardSet(ShardSet):
         return public(self.url.removesuffix(self._query).rstrip("/"))
 
     def _place(self, name: str) -> str:
-        """A file of the set as its store calls it."""
+        """Path of a file of the set in its store."""
         return f"{self._base}/{name}{self._query}"
 
     def tar_name(self, shard: int) -> str:
@@ -122,7 +122,7 @@ class RemoteShardSet(ShardSet):
         return f"{self.where}/{self.manifest.shards[shard].name}"
 
     def check_shard(self, shard: int) -> None:
-        """UserError if a tar cannot be read or is of another size, as far as the store reports one."""
+        """UserError if a tar cannot be read or has another size, if the store reports one."""
         entry = self.manifest.shards[shard]
         store = self._here()._filesystem
         found = _try(lambda: store.size(self._place(entry.name)), self.tar_name(shard))
@@ -131,10 +131,10 @@ class RemoteShardSet(ShardSet):
             raise UserError(f"{self.tar_name(shard)}: {problem}")
 
     def check_hash(self, shard: int) -> None:
-        """Nothing: it would fetch everything, and a tar that is fetched whole is checked when it comes."""
+        """Does nothing: it would fetch everything, and a tar that is fetched whole is checked on arrival."""
 
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
-        """As of a folder. Bytes that are not those that were packed are fetched once more: the cache's copy may be damaged."""
+        """As for a folder. Bytes that differ from those packed are fetched once more, as the cached copy may be damaged."""
         try:
             return super().read(row, components)
         except ChangedError:
@@ -181,7 +181,7 @@ def _folder(cache: Path, url: str, what: str) -> Path:
 
 @contextlib.contextmanager
 def _called(folder: Path, where: str) -> Iterator[None]:
-    """Errors in the block call the copies in `folder` by what they were copied from."""
+    """In messages of errors in the block, replace the folder of the copies with where they came from."""
     try:
         yield
     except UserError as error:
@@ -190,7 +190,7 @@ def _called(folder: Path, where: str) -> Iterator[None]:
 
 
 def _fetch(filesystem: Any, path: str, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """Bytes [start, stop) of a remote file; UserError names it when it is missing or shorter."""
+    """Bytes [start, stop) of a remote file; UserError names it if it is missing or too short."""
     content: bytes = _try(lambda: filesystem.cat_file(path, start=start, end=stop), name)
     if start is not None and stop is not None and len(content) >= stop > stop - start:
         url = name.rpartition("/")[0]
@@ -205,8 +205,10 @@ def _fetch(filesystem: Any, path: str, name: str, start: int | None = None, stop
 
 
 def _try(request: Callable[[], Any], name: str) -> Any:
-    """What a request to a store gives, tried again where it may help. UserError with the name of the file if the store refuses
-    it, StoreError if it fails. What this machine lacks, room on its disk or open files, passes.
+    """The result of a request to a store, which is repeated if that may help.
+
+    Raises UserError with the name of the file if the store refuses the request, StoreError if it fails; errors of this machine
+    (disk full, too many open files) are passed on.
     """
     for wait_seconds in (*RETRY_SECONDS, None):
         try:
@@ -214,7 +216,7 @@ def _try(request: Callable[[], Any], name: str) -> Any:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (*DISK_FULL, *TOO_MANY_FILES):
                 raise
-            # Where a server tells no size, fsspec says that there is no such file, whatever the answer; of time-outs nothing.
+            # If a server reports no size, fsspec reports a missing file for any response; its time-outs have no message.
             cause = error.__cause__
             reason = error if cause is None or (str(error) and not hasattr(cause, "status")) else cause
             kind = StoreError if may_pass(reason) else UserError

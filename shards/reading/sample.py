@@ -33,15 +33,20 @@ _FLOAT32, _FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 
 @dataclass(frozen=True)
 class ClipMeta:
-    """The `json` component.
+    """The `json` component of a clip.
 
-    `width`, `height`: source picture; `packed_width`, `packed_height`: stored picture. `packed_to_source`: float64
-    (2, 3), source_xy = A[:, :2] @ packed_xy + A[:, 2]; the centre of pixel (row i, column j) is (j + 0.5, i + 0.5).
-    `pose_frames`: poses in the annotation, where they are not `num_frames`. `bad_joints`: joints of the annotation that
-    are NaN, infinite or far outside the picture, stored as missing. `source`: file name of the video; `source_sha256`: of
-    its bytes, empty where it came from a URL; `first_frame`: of the video's frames the one with which the clip begins.
+    Attributes:
+        width, height: size of the source picture.
+        packed_width, packed_height: size of the stored picture.
+        packed_to_source: float64 (2, 3), source_xy = A[:, :2] @ packed_xy + A[:, 2]; the centre of pixel (row i, column j) is
+            (j + 0.5, i + 0.5).
+        source: file name of the video.
+        pose_frames: poses in the annotation, if their number is not `num_frames`.
+        bad_joints: joints of the annotation that are NaN, infinite or far outside the picture, stored as missing.
+        source_sha256: hash of the video's bytes, empty if it came from a URL.
+        first_frame: the video's frame with which the clip begins.
 
-    In the text every field is there and has one type, whatever the clip: None is -1.
+    In the JSON text every field is present and always has the same type: None is written as -1.
     """
 
     key: str
@@ -64,7 +69,7 @@ class ClipMeta:
 
     @property
     def pictures(self) -> str:
-        """Equal for clips of the same frames of the same bytes; empty if that is not known."""
+        """An identifier that is equal for clips with the same frames of the same file; empty if that is not known."""
         return f"{self.source_sha256} {self.first_frame} {self.num_frames}" if self.source_sha256 else ""
 
     def to_bytes(self) -> bytes:
@@ -75,7 +80,7 @@ class ClipMeta:
 
     @classmethod
     def from_bytes(cls, content: Buffer, where: str) -> "ClipMeta":
-        """Parse; UserError names `where` and what is wrong."""
+        """Parse the component; UserError names `where` and the fault."""
         try:
             values = json.loads(str(content, "utf-8"))
             values["packed_to_source"] = matrix = np.array(values["packed_to_source"], np.float64)
@@ -85,7 +90,7 @@ class ClipMeta:
             wrong = _of_wrong_kind(tuple(values), tuple(map(type, values.values())))
         except Exception as error:
             raise UserError(f"{where}: the json component is damaged ({error}); {LOOK}") from error
-        meta = object.__new__(cls)  # what `__init__` does for a frozen class takes as long as parsing
+        meta = object.__new__(cls)  # `__init__` of a frozen class takes as long as parsing
         vars(meta).update(_DEFAULTS, **values)
         if not wrong and not (all(map(le, _LOWEST.values(), _bounded(vars(meta)))) and max(_bounded(vars(meta))) < 2**31):
             wrong = [name for name, low in _LOWEST.items() if not low <= getattr(meta, name) < 2**31]
@@ -96,13 +101,13 @@ class ClipMeta:
 
 @functools.lru_cache(maxsize=256)
 def _of_wrong_kind(names: tuple[str, ...], kinds: tuple[type, ...]) -> list[str]:
-    """Fields with values of a wrong type. TypeError for a missing or unknown one. Few cases occur, time after time."""
+    """Fields with values of a wrong type. TypeError for a missing or unknown field. Cached, as few combinations occur."""
     given = dict(zip(names, kinds, strict=True))
     ClipMeta(**given)  # type: ignore[arg-type]  # for its error
     return [name for name, kind in _KINDS.items() if name in given and not issubclass(given[name], kind)]
 
 
-_KINDS: dict[str, tuple[type, ...]] = {  # of a union `isinstance` is slow
+_KINDS: dict[str, tuple[type, ...]] = {  # `isinstance` is slow with a union
     field.name: get_args(field.type) or (cast("type", field.type),) for field in fields(ClipMeta)
 } | {"fps": (int, float)}
 _DEFAULTS = {field.name: field.default for field in fields(ClipMeta) if field.default is not MISSING}
@@ -114,10 +119,15 @@ _bounded = itemgetter(*_LOWEST)
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip, parsed and checked. `video`: the bytes of the video component. `offsets` int64 (F + 1,): frame f is
-    `video[offsets[f] : offsets[f + 1]]`, codecs jpeg and blocks; `blocks` only for codec blocks.
+    """One clip, parsed and checked.
 
-    `pose_MTVC` float32 (M, F, V, 2), zero = missing; `score_MTV` float16 or None; `box_T4` float32 (F, 4).
+    Attributes:
+        video: bytes of the video component.
+        offsets: int64 (F + 1,), codecs jpeg and blocks: frame f is `video[offsets[f] : offsets[f + 1]]`.
+        pose_MTVC: float32 (M, F, V, 2), zero = missing.
+        score_MTV: float16 or None.
+        box_T4: float32 (F, 4).
+        blocks: layout of the frames, codec blocks only.
     """
 
     key: str
@@ -140,7 +150,7 @@ _PLAIN_NPY = re.compile(
 
 @functools.lru_cache(maxsize=4096)
 def _plain_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int] | None:
-    """Type, shape and bytes of a plain array; None if it is none. Few headers occur, time after time."""
+    """Type, shape and bytes of a plain array; None if it is not one. Cached, as few different headers occur."""
     found = _PLAIN_NPY.fullmatch(header)
     if found is None:
         return None
@@ -152,8 +162,8 @@ def _plain_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int] | None
 def parse_array(content: Buffer, where: str) -> np.ndarray:
     """An .npy component; UserError if it is damaged. The array has its own memory.
 
-    Plain arrays are read without `np.load`: it parses the header with `ast`, which in CPython 3.11 fails now and then
-    when several threads do so at once ("AST constructor recursion depth mismatch"), and costs tens of microseconds.
+    Plain arrays are read without `np.load`: it parses the header with `ast`, which in CPython 3.11 sometimes fails when
+    several threads do so at once ("AST constructor recursion depth mismatch"), and costs tens of microseconds.
     """
     try:
         start = 10 + content[8] + (content[9] << 8)
@@ -170,12 +180,12 @@ def parse_array(content: Buffer, where: str) -> np.ndarray:
 
 def parse_sample(
     key: str, parts: Mapping[str, Buffer], video_component: str | None, num_joints: int | None,
-    lies: int | BlockFormat | None = None,
+    frames_in: int | BlockFormat | None = None,
 ) -> Sample:
     """Build a Sample from its components and check that they agree; UserError names the clip and the component.
 
-    `video_component` None leaves the pixels out, whose frames lie all the same as `lies` says (bytes of all JPEGs, or the
-    format of blocks); `num_joints` None takes any number of joints.
+    `video_component`: None leaves out the pixels. The sample then still has the offsets of its frames if `frames_in` is given:
+    the number of bytes of all JPEGs, or the format of blocks. `num_joints`: None accepts any number of joints.
     """
     meta = ClipMeta.from_bytes(parts["json"], f"clip {key}")
     if meta.key != key:
@@ -191,10 +201,10 @@ def parse_sample(
         elif video_component == "blocks":
             blocks = parse_blocks(key, video, meta)
             offsets = block_offsets(blocks, meta.num_frames)
-    elif isinstance(lies, BlockFormat):
-        blocks, offsets = lies, block_offsets(lies, meta.num_frames)
-    elif lies is not None:
-        offsets = parse_offsets(key, parts[OFFSETS], lies, meta.num_frames)
+    elif isinstance(frames_in, BlockFormat):
+        blocks, offsets = frames_in, block_offsets(frames_in, meta.num_frames)
+    elif frames_in is not None:
+        offsets = parse_offsets(key, parts[OFFSETS], frames_in, meta.num_frames)
     return Sample(key, meta.label, video, offsets, arrays["pose.npy"], score_MTV, arrays["box.npy"], meta, blocks)
 
 
@@ -230,12 +240,12 @@ def parse_offsets(key: str, content: Buffer, blob_bytes: int, num_frames: int) -
 
 def cut_out(video: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> list[memoryview]:
     """Parts of 1-D bytes, without copying."""
-    whole = video.data  # whose slices cost less than an array's
+    whole = video.data  # slicing a memoryview costs less than slicing an array
     return [whole[start:stop] for start, stop in zip(starts, stops, strict=True)]
 
 
 def parse_blocks(key: str, content: Buffer, meta: ClipMeta) -> BlockFormat:
-    """The format of a clip's blocks; UserError if its header is wrong, or not that of the clip's pictures."""
+    """The format of a clip's blocks; UserError if the header is damaged or does not fit the clip's `meta`."""
     try:
         found, frames = parse_clip(np.frombuffer(content, np.uint8))
     except ValueError as error:

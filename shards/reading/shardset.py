@@ -1,6 +1,6 @@
 """Random access to packed shards: reads within tars, the index, parsed samples. Nothing is scanned.
 
-A clip's JPEGs are mapped (`mapped.py`); all else, which is small, is read by `pread`.
+A clip's pictures are mapped (`mapped.py`); everything else is small and read by `pread`.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ MAX_OPEN_TARS = 128  # far below the usual limit of 1,024 open files; opening on
 
 
 class _Tar:
-    """An open tar, closed with its last reference: threads may still read what the set no longer keeps."""
+    """An open tar, closed with its last reference: threads may still read it when the set no longer keeps it."""
 
     def __init__(self, path: Path) -> None:
         self.mapped: MappedTar | None = None
@@ -59,7 +59,7 @@ class _Tar:
 
 
 class Cut(NamedTuple):
-    """D frames of a clip where they lie. video: uint8, all of its bytes. sums: as they were packed, none without checksums."""
+    """D frames of a clip, not copied. video: uint8, all of its bytes. sums: those that were packed, empty without checksums."""
 
     video: np.ndarray
     frames_D: np.ndarray
@@ -72,7 +72,7 @@ class Cut(NamedTuple):
 class ShardSet:
     """A folder of shards. Cheap to open and to pickle; tars are opened when first read. Safe to read from threads."""
 
-    reads_frames = True  # `jpegs` costs less than reading the clip's whole video
+    reads_frames = True  # reading single frames costs less than reading the clip's whole video
     read_threads = 1  # clips that are read at once
 
     def __init__(self, root: Path, manifest: Manifest, index: np.ndarray, sums: Sums | None = None) -> None:
@@ -80,20 +80,20 @@ class ShardSet:
         if not all(isinstance(keys, KeyList) for keys in manifest.splits.values()):
             manifest = replace(manifest, splits=cast(Any, {name: KeyList(keys) for name, keys in manifest.splits.items()}))
         self.manifest = manifest
-        self.index = index.view(np.ndarray)  # of a memmap each look at a field makes another memmap
+        self.index = index.view(np.ndarray)  # every access to a field of a memmap creates a memmap
         self._offset_NC, self._size_NC = self.index["offset"], self.index["size"]
         self._tars: dict[int, _Tar] = {}
         self._maps: WeakKeyDictionary[MappedTar, int] = WeakKeyDictionary()
         self._column = {name: i for i, name in enumerate(manifest.components)}
         self._by_frame = [name for name in ("jpegs", "blocks") if name in self._column]
-        self._beside = [name for name in manifest.components if name in SIDE_COMPONENTS]  # of the pictures
+        self._beside = [name for name in manifest.components if name in SIDE_COMPONENTS]  # the pictures
         self._beside_table = [name for name in manifest.components if name in (*SIDE_COMPONENTS, OFFSETS)]
         self._order: np.ndarray | None = None
 
     @classmethod
     def open(cls, root: str | Path) -> "ShardSet":
         """Open a packed folder. UserError names what is missing or damaged."""
-        root = Path(root).absolute()  # to be found from another working directory
+        root = Path(root).absolute()  # still valid after a change of the working directory
         shards = cls(root, *load_head(root, str(root)))
         for number in range(len(shards.manifest.shards)):
             shards.check_shard(number)
@@ -110,7 +110,7 @@ class ShardSet:
         return ShardSet.open, (self.root,)
 
     def rows(self, split: str) -> np.ndarray:
-        """int64 row numbers of a split's clips, in the split's order; also of a part of it, as in `train[:80%]`.
+        """int64 row numbers of a split's clips, in the split's order; also of a part of it, such as `train[:80%]`.
 
         UserError lists the splits that exist.
         """
@@ -125,7 +125,7 @@ class ShardSet:
         return rows if part is None else rows[in_part(self.index["label"][rows], self.index["key"][rows].tolist(), part)]
 
     def own_validation(self, train_split: str, test_split: str) -> str | None:
-        """PROTOCOL_val, where the data set has it besides PROTOCOL_train and PROTOCOL_test, which are these; else None.
+        """PROTOCOL_val if the two splits are PROTOCOL_train and PROTOCOL_test and the data set has it; else None.
 
         Own videos may call it valid or validation.
         """
@@ -151,35 +151,35 @@ class ShardSet:
         return rows.astype(np.int64)
 
     def label_map(self, split: str) -> np.ndarray:
-        """int64 (classes,): stored label -> label among the split's own classes, -1 where it has no such class."""
+        """int64 (classes,): stored label -> label among the split's own classes, -1 for classes that it lacks."""
         names = self.split_classes(split)
         number = {name: i for i, name in enumerate(names)}
         return np.array([number.get(name, -1) for name in self.manifest.classes], np.int64)
 
     def split_classes(self, split: str) -> tuple[str, ...]:
-        """Class names of a split: all, except where the data set defines fewer for it."""
+        """Class names of a split: all, unless the data set defines fewer for it."""
         packed, *_ = self.manifest.packed_splits(split_and_part(split)[0])
         return self.manifest.split_classes.get(packed, self.manifest.classes)
 
     def one_class_list(self, split: str) -> tuple[str, ...]:
-        """`split_classes`. Of several sets: UserError unless they have the same ones, in one order."""
+        """`split_classes`; with several sets UserError unless all have the same ones in the same order."""
         return self.split_classes(split)
 
     def names(self, rows_n: np.ndarray) -> list[str]:
-        """Names of clips that no two have (`name`)."""
+        """Unique names of clips (`name`)."""
         return [self.name(row, key.decode())
                 for row, key in zip(rows_n.tolist(), self.index["key"][rows_n].tolist(), strict=True)]
 
     def name(self, row: int, key: str) -> str:
-        """A clip's name in batches, lists and messages: its key; of several sets `SET/KEY`, which no two clips have."""
+        """A clip's unique name in batches, lists and messages: its key, or with several sets `SET/KEY`."""
         return key
 
     def shares(self, rows_n: np.ndarray) -> list[tuple[np.ndarray, float]]:
-        """Places in `rows_n` and weight of each set, if sets are weighted; else nothing, and every clip counts once."""
+        """Places in `rows_n` and weight of each set, if sets are weighted; else empty, and every clip counts once."""
         return []
 
     def describe(self, split: str) -> list[dict[str, Any]]:
-        """For each set that is read: what it is, and how many clips of the split it has."""
+        """Facts about each set that is read, with the number of its clips in the split."""
         manifest = self.manifest
         return [{"dataset": manifest.dataset, "fingerprint": manifest.fingerprint, "layout": manifest.layout.name,
                  "split": split, "clips": len(self.rows(split))}]
@@ -199,7 +199,7 @@ class ShardSet:
 
     @property
     def tars(self) -> list[Path]:
-        """The tars on this machine, in order; none of a set behind a URL."""
+        """The tars on this machine, in order; empty for a set behind a URL."""
         return [self._path(shard) for shard in range(len(self.manifest.shards))]
 
     def tar_name(self, shard: int) -> str:
@@ -207,7 +207,7 @@ class ShardSet:
         return str(self._path(shard))
 
     def check_shard(self, shard: int) -> None:
-        """UserError if a tar is missing, unreadable or of another size than the manifest says: no clip of it can be trusted."""
+        """UserError if a tar is missing, unreadable or not of the manifest's size: none of its clips can be trusted."""
         path = self._path(shard)
         problem = self.manifest.shards[shard].size_problem(file_bytes(path)) or access_problem(path)
         if problem is not None:
@@ -220,7 +220,7 @@ class ShardSet:
             raise UserError(f"{self.tar_name(shard)}: {problem}, or find the clips with `svdata2vec verify`")
 
     def will_need(self, rows: np.ndarray) -> None:
-        """Rows that will be read next, in their order: a set that fetches tars starts with these."""
+        """Announce the rows that will be read next, in their order, so that a set that fetches tars can start with these."""
 
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
         """The raw components of one clip; empty where the clip has none. UserError if the tar ends before them."""
@@ -239,11 +239,15 @@ class ShardSet:
     def frames(
         self, row: int, offsets: np.ndarray, frames: Sequence[int], out: np.ndarray | None = None
     ) -> tuple[np.ndarray, list[memoryview]]:
-        """uint8, the whole video of a clip of codec jpeg or blocks, and these frames in it, which are compared with their sums.
+        """uint8, the whole video of a clip of codec jpeg or blocks, and these frames in it, compared with their sums.
 
-        Mapped where possible: nothing else is read, and `check_used` must follow the use of the bytes. offsets: int64 (F + 1,).
-        With `out` (uint8) these frames alone, copied there one behind the other; a copy is compared while the processor's cache
-        has it. UserError names clip and shard.
+        Mapped if possible: then nothing else is read, and `check_used` must be called after the bytes were used. UserError
+        names clip and shard.
+
+        Args:
+            offsets: int64 (F + 1,).
+            out: uint8; only these frames, copied there one after the other, are returned. The sums are computed from the copy,
+                while it is in the CPU's cache.
         """
         frames_D = np.array(frames, np.int64)
         cut = self.cut(row, frames_D, offsets[frames_D].tolist(), offsets[frames_D + 1].tolist())
@@ -255,9 +259,9 @@ class ShardSet:
         return copied, cut.pictures
 
     def cut(self, row: int, frames_D: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> Cut:
-        """Frames of these numbers without a look at them, which `check_cut` must follow.
+        """Frames of these numbers, not read yet; `check_cut` must be called after reading them.
 
-        starts, stops: where in the clip's video each begins and ends.
+        starts, stops: where each begins and ends in the clip's video.
         """
         ((start, size),) = self._spans(row, self._by_frame)
         video, tar = self._mapped(self.index[row], start, size)
@@ -266,7 +270,7 @@ class ShardSet:
         return Cut(video, frames_D, pictures, sums, tar, start)
 
     def check_cut(self, row: int, cut: Cut, found: list[int]) -> None:
-        """UserError unless frames that were cut out have the sums that were packed; found: those that they have (`crc32`)."""
+        """UserError unless frames that were cut out have the sums that were packed. found: their sums now (`crc32`)."""
         if cut.tar is not None:
             cut.tar.check(cut.start, cut.start + len(cut.video))
         if len(cut.frames_D) and self.manifest.blocks is not None:
@@ -276,7 +280,7 @@ class ShardSet:
             raise UserError(f"{self._clip_name(self.index[row])}, frame {wrong}: {CHANGED}")
 
     def _check_header(self, entry: np.void, video: np.ndarray, form: BlockFormat) -> None:
-        """UserError unless a clip in blocks begins as manifest and index say; its frames alone would not show it."""
+        """UserError unless the header of a clip in blocks agrees with manifest and index; its frames alone do not show it."""
         frames = int(entry["frames"])
         if video[:HEADER_BYTES].tobytes() == form.header(frames):
             return
@@ -293,7 +297,7 @@ class ShardSet:
 
     def check_used(self) -> None:
         """UserError if mapped bytes were missing when they were used."""
-        for reference in self._maps.keyrefs():  # a list that is made at once: another thread may map a tar meanwhile
+        for reference in self._maps.keyrefs():  # a copy: another thread may map a tar meanwhile
             tar = reference()
             missing = None if tar is None else tar.missing()
             if tar is not None and missing is not None:
@@ -302,14 +306,14 @@ class ShardSet:
                 raise UserError(f"{self.tar_name(shard)}: byte {missing} could not be read; {LOOK}")
 
     def _mapped(self, entry: np.void, start: int, size: int) -> tuple[np.ndarray, MappedTar | None]:
-        """uint8 (size,) of a clip's tar, and the map that they lie in; None: a copy. UserError if the tar ends before them."""
+        """uint8 (size,) of a clip's tar, and the map that contains them (None: a copy). UserError if the tar is shorter."""
         tar = self._map(int(entry["shard"]), start + size)
         if tar is None:
             return np.frombuffer(self._pread(entry, start, size), np.uint8), None
         return np.frombuffer(tar, np.uint8, size, start), tar
 
     def _map(self, shard: int, stop: int) -> MappedTar | None:
-        """A tar's map up to this byte; None if it has fewer or its file system has no maps."""
+        """A map of a tar up to this byte; None if the tar has fewer bytes or its file system cannot map files."""
         tar = self._open(shard)
         try:
             if tar.mapped is None or len(tar.mapped) < stop:
@@ -340,17 +344,17 @@ class ShardSet:
     def sample(self, row: int, *, video: bool = True, table: bool = False) -> Sample:
         """One clip, parsed and checked; UserError names clip and shard.
 
-        `video=False` does not touch the pixels; with `table` it tells all the same where frames that lie apart do so.
+        `video=False` does not read the pixels; with `table` the sample still has `offsets` if frames are stored one by one.
         """
         entry = self.index[row]
         key, names = entry["key"].decode(), self._beside_table if table else self._beside
         parts = self.read(row, self.manifest.components if video else names)
         stored = [name for name in VIDEO_COMPONENTS if parts.get(name)] if video else []
-        lies = (self.manifest.blocks or int(self._size_NC[row, self._column["jpegs"]])) if table else None
+        frames_in = (self.manifest.blocks or int(self._size_NC[row, self._column["jpegs"]])) if table else None
         try:
             if video and not stored:
                 raise UserError(f"clip {key}: no video component")
-            found = parse_sample(key, parts, stored[0] if video else None, len(self.manifest.layout.joints), lies)
+            found = parse_sample(key, parts, stored[0] if video else None, len(self.manifest.layout.joints), frames_in)
             if video and found.blocks != self.manifest.blocks:
                 raise UserError(f"clip {found.key}: {found.blocks}, the manifest says {self.manifest.blocks}; pack again")
             return found
@@ -374,7 +378,7 @@ class ShardSet:
         return self.root / self.manifest.shards[shard].name
 
     def _open(self, shard: int) -> _Tar:
-        # No lock: a child forked while another thread holds it would wait for ever.
+        # No lock: a child forked while another thread holds it would wait forever.
         tar = self._tars.pop(shard, None) or _Tar(self._path(shard))
         self._tars[shard] = tar
         if len(self._tars) > MAX_OPEN_TARS:
@@ -384,17 +388,17 @@ class ShardSet:
 
 
 def extent(spans: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Where the first of some (offset, bytes) begins and the last one ends; (0, 0) if all are empty."""
+    """Start of the first and end of the last of some spans (offset, bytes); (0, 0) if all are empty."""
     used = [span for span in spans if span[1]]
     return (min(used)[0], sum(max(used))) if used else (0, 0)
 
 
 def _copied(pictures: Sequence[memoryview], out: np.ndarray, *, with_sums: bool) -> tuple[np.ndarray, list[int]]:
-    """Pictures one behind the other in `out`, the part that they take, and their sums, made while the cache has the copy."""
+    """Copy pictures one after the other into `out`; returns the part used, and the sums, taken while the copies are cached."""
     found, end = [], 0
     for picture in pictures:
         copy = out[end : end + len(picture)]
-        copy[:] = picture  # NumPy lets other threads run
+        copy[:] = picture  # NumPy releases the GIL
         end += len(picture)
         if with_sums:
             found.append(crc32(copy.data))

@@ -1,4 +1,4 @@
-"""What is in a packed data set, in figures: lengths, sizes, persons, missing joints, classes per split."""
+"""Figures of a packed data set: lengths, sizes, persons, missing joints, classes per split."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.reading.shardset import ShardSet
 
-# Where 95 % of at least so many clips have persons in this part of width and height alone, their joints seem to be in pixels of
+# If persons stay in this part of width and height in 95 % of at least CLIPS_IN_IT clips, their joints seem to be pixels of
 # smaller copies. (People in the middle of the picture have their feet further down, or their hands further right.)
 CORNER, CLIPS_IN_IT = 0.7, 10
 
@@ -33,7 +33,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """Clips of a split, what the publication says (None = unknown), and clips per class name (its own classes)."""
+    """Clips of a split, the published number (None = unknown), and clips per class name (of the split's own classes)."""
 
     clips: int
     published: int | None
@@ -44,11 +44,16 @@ class SplitStatistics:
 class SetStatistics:
     """Figures of a whole set. Shares are 0..1.
 
-    `persons_per_clip`: persons with any joint -> clips. A model reads the first `persons_seen` of them, and of these alone
-    are `missing_joints` (joint name -> share of missing among the person slots that show someone) and `empty_frames` (share
-    of frames without a joint); `frames_of_others`: share of frames that show somebody else alone. `enlargement`: source
-    pixels per packed pixel. `short_clips`: fewer than 40 frames. `reach`: how far right and down the persons of 95 % of the
-    clips come, parts of width and height; (1, 1) for fewer than CLIPS_IN_IT clips with persons.
+    Attributes:
+        enlargement: source pixels per packed pixel.
+        reach: how far right and down the persons of 95 % of the clips extend, as parts of width and height; (1, 1) for fewer
+            than CLIPS_IN_IT clips with persons.
+        persons_per_clip: persons with any joint -> clips.
+        persons_seen: persons that a model reads, the first ones of a clip.
+        missing_joints: joint name -> share missing, among the slots of the persons seen in the frames that have a joint.
+        empty_frames: share of frames without a joint of the persons seen.
+        frames_of_others: share of frames that show only other persons than those seen.
+        short_clips: clips of fewer than 40 frames.
     """
 
     clips: int
@@ -95,9 +100,9 @@ def set_statistics(shards: ShardSet, persons: int = 2) -> SetStatistics:
 
 
 def persons_report(figures: SetStatistics) -> str | None:
-    """What a model does not see of the persons of a set, in one line; None if it sees all of them in every frame.
+    """One line about the persons of a set that a model does not see; None if it sees all of them in every frame.
 
-    Sets of videos alone have nobody to miss.
+    Also None for sets of videos without skeletons.
     """
     more = sum(clips for persons, clips in figures.persons_per_clip.items() if persons > figures.persons_seen)
     if set(figures.persons_per_clip) <= {0} or not (more or figures.empty_frames):

@@ -15,7 +15,7 @@ from svdata2vec.shards.reading.stats import SplitStatistics, corner_report, set_
 from svdata2vec.shards.shown import shown, some_of
 from svdata2vec.shards.split_names import meant
 
-MOST_CLASSES = 20  # that are listed by name in the table; the file has all
+MOST_CLASSES = 20  # listed by name in the table; the file has all
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,13 @@ class LeftOut:
 class Summary:
     """Figures of a packed set. Shares are 0..1.
 
-    `read`: clips that the source has, packed or left out. `persons_per_clip`: persons with any joint -> clips.
-    `missing_joints`: share among the persons that a model reads; None for videos alone. `bad_joints`: joints that could not
-    be true and were stored as missing. `without_joints`: clips that have persons, but no joint. `reach`: as of `SetStatistics`.
+    Attributes:
+        read: clips of the source, packed or left out.
+        persons_per_clip: persons with any joint -> clips.
+        missing_joints: share among the persons that a model reads; None for videos without skeletons.
+        bad_joints: impossible joints, which were stored as missing.
+        without_joints: clips that have persons, but no joint.
+        reach: as in `SetStatistics`.
     """
 
     dataset: str
@@ -66,7 +70,7 @@ def summarise(root: Path) -> Summary:
 
 
 def write_summary(root: Path) -> Summary:
-    """The figures of a finished folder, which are left in it as `summary.json`."""
+    """The figures of a finished folder, which are also written there as `summary.json`."""
     summary = summarise(root)
     write_atomically(root / SUMMARY_NAME, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode() + b"\n")
     return summary
@@ -90,8 +94,8 @@ def _by_reason(skipped: list[dict[str, str]]) -> list[LeftOut]:
 
 
 def kind_of(reason: str, key: str, source: str) -> str:
-    """A reason without what is particular to its clip: file and clip names, numbers, what is quoted, the advice at its end."""
-    line = re.fullmatch(r"line \d+", key)  # of a table: what is particular is its number
+    """A reason without the details of its clip: file and clip names, numbers, quoted text, the advice at its end."""
+    line = re.fullmatch(r"line \d+", key)  # of a table: only its number is a detail
     for name in sorted(filter(None, {source, Path(source).name, "" if line else key}), key=len, reverse=True):
         reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "", reason)
     reason = re.sub(r"^(clip\s*)?[:,]\s*", "", reason.strip())
@@ -131,7 +135,7 @@ def _doubt(name: str) -> str:
 
 
 def _split(split: SplitStatistics) -> str:
-    """Its clips and classes; of many classes the smallest and the largest. Classes without a clip are named."""
+    """A split's clips and classes; of many classes only the smallest and the largest. Classes without a clip are named."""
     present = {label: clips for label, clips in split.clips_per_class.items() if clips}
     absent = [label for label, clips in split.clips_per_class.items() if not clips]
     published = f" (published: {split.published:,})" if split.published is not None else ""

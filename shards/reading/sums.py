@@ -1,8 +1,8 @@
 """Checksums of every component and every frame of every clip, compared before a byte is parsed or decoded.
 
-`sums.npy` is one uint32 array of CRC-32 (that of zip, gzip and PNG): clip after clip in the order of the index, first the sums
-of its components in the order of the manifest's (0 = the clip has no such component), then, codecs `jpeg`
-and `blocks`, one per frame.
+`sums.npy` is one uint32 array of CRC-32 (that of zip, gzip and PNG). It has, for clip after clip in the order of the index, the
+sums of its components in the order of the manifest's (0 = the clip has no such component), then, for codecs `jpeg` and
+`blocks`, one sum per frame.
 C components, F frames, N clips.
 """
 
@@ -43,17 +43,17 @@ class Sums:
             raise UserError(f"{len(sums_N)} sums, the index has clips for {self._starts[-1]}; copy it again or pack again")
 
     def components(self, row: int) -> list[int]:
-        """C sums of a clip's components."""
+        """The C sums of a clip's components."""
         start = self._starts[row]
         return self._sums[start : start + self._num_components].tolist()
 
     def frames(self, row: int) -> np.ndarray:
-        """uint32 (F,) of a clip's frames."""
+        """uint32 (F,) sums of a clip's frames."""
         return self._sums[self._starts[row] + self._num_components : self._starts[row + 1]]
 
 
 def load_sums(folder: Path, manifest: Manifest, index: np.ndarray) -> Sums | None:
-    """The sums of a folder; None if it was packed without. UserError if the file is missing or of another length."""
+    """The sums of a folder; None if it was packed without them. UserError if the file is missing or of another length."""
     if SUMS_NAME not in manifest.crc32:
         return None
     path = folder / SUMS_NAME
@@ -67,8 +67,10 @@ def load_sums(folder: Path, manifest: Manifest, index: np.ndarray) -> Sums | Non
 
 
 def save_head(root: Path, manifest: Manifest, index: np.ndarray, sums: Sequence[ArrayLike]) -> Manifest:
-    """Write index, sums and, last, the manifest, which is returned with theirs. `sums`: of each clip, or of some one after the
-    other, as `clip_sums` returns them."""
+    """Write index, sums and, last, the manifest, which is returned with the CRC-32 of both.
+
+    `sums`: arrays as `clip_sums` returns them, each of one clip or of several one after the other.
+    """
     flat = np.concatenate([np.asarray(found, np.uint32) for found in sums])
     contents = {INDEX_NAME: npy_bytes(index), SUMS_NAME: npy_bytes(flat)}
     for name, content in contents.items():

@@ -17,16 +17,16 @@ from svdata2vec.shards.urls import StoreError
 
 log = logging.getLogger(__name__)
 
-FETCHES = 4  # tars on their way at once
+FETCHES = 4  # concurrent downloads
 
 
 def copy_name(tar: ShardEntry) -> str:
-    """Name of a tar's copy in the cache of its URL; other content under the tar's name has another one."""
+    """Name of a tar's copy in the cache of its URL; it depends on the content of the tar too."""
     return f"{hashlib.sha256(tar.sha256.encode()).hexdigest()[:16]}-{tar.name}"
 
 
 class TarError(UserError):
-    """A whole tar cannot be fetched, so none of its clips can be read."""
+    """A tar cannot be fetched, so none of its clips can be read."""
 
 
 class TarFetcher:
@@ -54,7 +54,7 @@ class TarFetcher:
             if budget < 0:
                 break
             wanted.append(shard)
-        present = [shard for shard in reversed(wanted) if self._is_here(shard)]  # the first needed is the last evicted
+        present = [shard for shard in reversed(wanted) if self._is_here(shard)]  # the first one needed is evicted last
         for shard in wanted:
             if len(self._on_the_way) >= FETCHES:
                 return
@@ -62,8 +62,10 @@ class TarFetcher:
                 self._start(shard)
 
     def path(self, shard: int) -> Path:
-        """The local file of a tar, after waiting for it if need be. Raises TarError, StoreError or, of the cache,
-        WriteFailedError."""
+        """The local file of a tar, after waiting for it if necessary.
+
+        Raises TarError, StoreError, or WriteFailedError if the cache cannot be written.
+        """
         while not self._is_here(shard):
             error = self._start(shard).exception()  # waits
             if isinstance(error, (StoreError, WriteFailedError)):
@@ -78,7 +80,7 @@ class TarFetcher:
         return self._cache.has(copy_name(entry), entry.bytes)
 
     def _start(self, shard: int) -> "Future[None]":
-        """The download of a tar, begun if it is not on its way already."""
+        """The download of a tar, which is started if it is not running already."""
         with self._lock:
             fetch = self._on_the_way.get(shard)
             if fetch is None:
@@ -96,12 +98,12 @@ class TarFetcher:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 except OSError as error:
-                    if error.errno not in NO_LOCKS:  # without, two processes may fetch a tar, which appears whole all the same
+                    if error.errno not in NO_LOCKS:  # without locks two processes may fetch a tar, which still appears complete
                         raise
                 if not self._is_here(shard):  # another process may have fetched it meanwhile
                     self._cache.add(copy, lambda path: self._checked_download(entry, path))
                     log.info("fetched %s/%s (%d bytes)", self._url, entry.name, entry.bytes)
-        except Exception as error:  # noqa: BLE001 - raised again by whoever needs the tar
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that needs the tar
             failure = error
         with self._lock:
             del self._on_the_way[shard]

@@ -1,6 +1,6 @@
 """Checks a packed folder completely: hashes, tars against the index, every frame, joints, labels, splits.
 
-Nothing is changed and nothing raised for a fault: every fault is a `Finding`.
+Nothing is changed, and faults do not raise: every fault is a `Finding`.
 """
 
 import tarfile
@@ -40,8 +40,10 @@ from svdata2vec.shards.video import silence_decoder
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault. `kind`: hash, size, missing, tar, index, sum, clip, video, joints, label, split, leftover; `where`: file
-    or clip."""
+    """One fault.
+
+    `kind`: hash, size, missing, tar, index, sum, clip, video, joints, label, split, leftover. `where`: file or clip.
+    """
 
     kind: str
     where: str
@@ -55,9 +57,9 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
            progress: Callable[[int, int], None] | None = None) -> list[Finding]:
     """All faults of the folder, an empty list if there is none.
 
-    `decode` False leaves out the frames (hashes still cover them). `workers`: processes; a script that takes several does so
-    under `if __name__ == "__main__":`. `progress` is called with the shards done and in total. Raises UserError only if
-    manifest or index cannot be read at all.
+    `decode` False leaves out the frames (hashes still cover them). `workers`: processes; a script that uses several must
+    call this under `if __name__ == "__main__":`. `progress` is called with the shards done and in total. Raises UserError
+    only if manifest or index cannot be read at all.
     """
     root = Path(root)
     shards, head = _open(root)
@@ -78,7 +80,7 @@ def verify(root: str | Path, *, decode: bool = True, workers: int = 1,
 
 
 def add_sums(root: str | Path) -> None:
-    """Give a folder that was packed without checksums those of its bytes as they are; `verify` must have found no fault."""
+    """Add checksums of the present bytes to a folder that was packed without; `verify` must have found no fault."""
     root = Path(root)
     shards, _ = _open(root)
     names = shards.manifest.components
@@ -88,7 +90,7 @@ def add_sums(root: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """What is stored beside the tars. A process that checks many tars reads it once. `rows_of`: number of a tar -> its rows."""
+    """The files beside the tars, read once per process. `rows_of`: number of a tar -> its rows in the index."""
 
     manifest: Manifest
     index: np.ndarray
@@ -181,7 +183,7 @@ def _split_faults(shards: ShardSet) -> Iterator[Finding]:
 
 
 def _verify_shard(root: Path, decode: bool, number: int) -> tuple[int, list[Finding], dict[str, str]]:
-    """The shard's number, its faults, and clip -> what is equal for clips of the same pictures."""
+    """The shard's number, its faults, and clip -> `ClipMeta.pictures`."""
     silence_decoder()
     shards, head = _open(root)
     entry = shards.manifest.shards[number]
@@ -216,7 +218,7 @@ def _sum_faults(shards: ShardSet, sums: Sums | None, row: int) -> Iterator[Findi
     try:
         found = clip_sums(shards.read(row, names), names)
     except (UserError, OSError):
-        return  # `_clip_faults` says so
+        return  # `_clip_faults` reports it
     wanted = [*sums.components(row), *sums.frames(row).tolist()]
     places = [*names, *(f"frame {frame}" for frame in range(len(found) - len(names)))]
     wrong = [place for place, a, b in zip(places, found, wanted, strict=False) if a != b]
@@ -230,7 +232,7 @@ def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Find
                 for entry in shards.index[rows] for i, name in enumerate(shards.manifest.components)
                 if entry["size"][i]]
     try:
-        with tarfile.open(path, "r:") as tar:  # as plain as other programs read them
+        with tarfile.open(path, "r:") as tar:  # strictly uncompressed, as other programs read them
             members = [(member.name, member.offset_data, member.size) for member in tar]
             pax = next((member.name for member in tar.getmembers() if member.pax_headers), None)
     except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError) as error:
@@ -247,7 +249,7 @@ def _tar_faults(path: Path, shards: ShardSet, rows: np.ndarray) -> Iterator[Find
 
 
 def _clip_faults(shards: ShardSet, row: int, decode: bool, pictures: dict[str, str]) -> Iterator[Finding]:
-    """Faults of a clip; adds what is equal for clips of the same pictures to `pictures`."""
+    """Faults of a clip; adds its `ClipMeta.pictures` to `pictures`."""
     key = key_at(shards, row)
     try:
         sample = shards.sample(row)
@@ -268,7 +270,7 @@ def _clip_faults(shards: ShardSet, row: int, decode: bool, pictures: dict[str, s
 
 
 def key_at(shards: ShardSet, row: int | np.integer) -> str:
-    """The name of a clip, whatever the index holds."""
+    """The name of a clip, even if the index has bytes that are not ASCII."""
     return _text(shards.index["key"][row])
 
 
@@ -277,7 +279,7 @@ def _text(key: bytes) -> str:
 
 
 def _place_faults(key: str, sample: Sample, manifest: Manifest) -> Iterator[Finding]:
-    """Joints and boxes must lie in or near the picture, the map must be a plain enlargement of the packed square."""
+    """Joints and boxes must be in or near the picture, and the map must only enlarge the packed square."""
     meta = sample.meta
     limit = OUTSIDE_LIMIT * max(meta.width, meta.height) + 1
     low, high = -limit, np.array([meta.width, meta.height]) + limit

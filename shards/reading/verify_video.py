@@ -1,4 +1,4 @@
-"""Decodes the video component of a packed clip completely and says what is wrong with it."""
+"""Decodes the video component of a packed clip completely and reports its faults."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ BASELINE = b"\xff\xc0"  # marker of a baseline frame header: hardware decoders r
 def video_faults(sample: Sample) -> Iterator[str]:
     """Messages about frames that are damaged, of the wrong size, missing or too many.
 
-    Of blocks any bytes are a picture: their number was checked when the clip was parsed, and its checksum says the rest.
+    Blocks are not decoded: any bytes are valid, their number was checked when the clip was parsed, and the checksum covers the
+    rest.
     """
     video, offsets, meta = sample.video, sample.offsets, sample.meta
     if video is None or sample.blocks is not None:

@@ -1,6 +1,6 @@
 """Decodes our clips in a webdataset pipeline: `webdataset.WebDataset(urls, shardshuffle=False).map(decode_sample)`.
 
-Needs neither index nor manifest: the tars may come as streams, from wherever webdataset can read.
+Needs neither index nor manifest: the tars may be streams from any source that webdataset can read.
 M persons, K frames, V joints.
 """
 
@@ -22,7 +22,7 @@ def decode_sample(sample: Mapping[str, Any], frames: Numbers | Callable[[int], N
     """One clip, decoded and checked.
 
     Args:
-        sample: what `webdataset.WebDataset` yields, its members still bytes (without `.decode()`).
+        sample: as `webdataset.WebDataset` yields it, with members as bytes (without `.decode()`).
         frames: numbers of the frames to decode, in any order; or a function that takes the clip's number of frames and
             returns them. None: all frames.
 
@@ -34,7 +34,7 @@ def decode_sample(sample: Mapping[str, Any], frames: Numbers | Callable[[int], N
     Raises:
         UserError: a member is missing or damaged, or there is no such frame; names the tar and the clip.
     """
-    key, url = sample["__key__"].rpartition("/")[2], sample.get("__url__", "(no __url__)")  # tars made anew may have folders
+    key, url = sample["__key__"].rpartition("/")[2], sample.get("__url__", "(no __url__)")  # repacked tars may have folders
     try:
         clip = _parse(key, sample)
         wanted = range(clip.meta.num_frames) if frames is None else frames(clip.meta.num_frames) if callable(frames) else frames
@@ -50,7 +50,7 @@ def decode_sample(sample: Mapping[str, Any], frames: Numbers | Callable[[int], N
 
 
 def _whole(frames_K: np.ndarray) -> np.ndarray:
-    """int64 (K,): numbers, which may come as floats (of `linspace().round()`)."""
+    """Frame numbers as int64 (K,); they may be given as floats (`linspace().round()`)."""
     if frames_K.dtype == bool or frames_K.ndim != 1 or (frames_K != frames_K.round()).any():
         raise UserError(f"frames {frames_K} wanted, expected a list of their numbers (np.flatnonzero makes one of a mask)")
     return frames_K.astype(np.int64)

@@ -143,7 +143,7 @@ def folder_bytes(root: Path) -> dict[str, str]:
 
 
 def left_out(root: Path) -> dict[str, tuple[str, list[str]]]:
-    """What a packed folder's skipped.jsonl says of every clip: key -> its file, and the splits that lack it."""
+    """The entries of a packed folder's skipped.jsonl: key -> its file, and the splits that lack it."""
     entries = map(json.loads, (root / "skipped.jsonl").read_text().splitlines())
     return {entry["key"]: (entry["source"], entry["splits"]) for entry in entries}
 
@@ -163,7 +163,7 @@ def without_sums(root: Path) -> ShardSet:
 
 
 def deadly_pose(path: str) -> Pose:
-    """A pose reader that takes its process with it, as a crash in a decoder would."""
+    """A pose reader that ends its process, like a crash in a decoder."""
     os._exit(13)
 
 
