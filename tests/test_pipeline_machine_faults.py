@@ -117,7 +117,7 @@ def load(shards: ShardSet, **options: Any) -> tuple[list[str], ClipLoader]:
     ("fault", "message", "most_runs"),
     [
         (Planted(NO_LIBRARY), r"^4 clips cannot be decoded, .*machine.*\(Assert on .*libnvcuvid.*utility,video", 1),
-        (Planted(STICKY), r"^4 clips .*\(CUDA runtime API error cudaErrorIllegalAddress \(700\): an illegal.*goes on where", 1),
+        (Planted(STICKY), r"^4 clips .*\(CUDA runtime API error cudaErrorIllegalAddress \(700\): an illegal.*continues", 1),
         (Planted(NO_MEMORY), r"^4 clips .*\(Can't allocate 393216000 bytes on device 0\.\): no memory is left", 5),
         (Planted(NO_MEMORY, together=True), r"^4 clips .*\(Can't allocate.*--run\.batch-size", 5),
         (Planted("bad_alloc", error=MemoryError), r"^4 clips .*\(bad_alloc\): no memory is left", 5),

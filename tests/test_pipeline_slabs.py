@@ -27,6 +27,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.slabs import SlabFile, Slabs
 from svdata2vec.pipeline.video import BlockClips, frames_of
 from svdata2vec.shards.blocks import BlockFormat, Bytes
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 T, SIZE, BATCH = 6, 32, 2
@@ -262,7 +263,7 @@ def test_a_fault_is_found(
 ) -> None:
     plain = batches(shards, 0, None)
     fault(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, UserError)):  # wrong pictures, or a checksum that fails in a reader
         assert_same(plain, batches(shards, 2, LateUploader))
 
 

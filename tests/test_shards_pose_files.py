@@ -394,7 +394,7 @@ def test_a_score_that_is_null_and_an_empty_box_are_none(tmp_path: Path, form: st
     ("coco", "a.json", "{", "not JSON"),
     ("mmpose", "a.json", '[{"frame_id": 0, "instances": [{"keypoints": [[1, 2]]}]}]', "with 'keypoint_scores'"),
     ("mmpose", "a.json", '[{"frame_id": 0, "instances": []}, {"frame_id": 2, "instances": []}]', "expected every frame in"),
-    ("mmpose", "a.json", '[{"frame_id": 0, "instances": [{"keypoints": [[1, 2, 3]], "keypoint_scores": [1]}]}]', "3 numbers, "),
+    ("mmpose", "a.json", '[{"frame_id": 0, "instances": [{"keypoints": [[1, 2, 3]], "keypoint_scores": [1]}]}]', "3 coord"),
     ("mmpose", "a.json", '{"instance_info": 3}', "expected a list of frames, found int"),
     ("alphapose", "a.json", '[{"image_id": "x.jpg", "keypoints": [1, 2, 3]}]', "'x.jpg' has no frame number"),
     ("alphapose", "a.json", '[{"image_id": "1.jpg", "keypoints": [1, 2]}]', "expected keypoints as numbers x, y, score"),

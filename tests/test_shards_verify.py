@@ -442,7 +442,7 @@ def test_several_folders_are_verified_one_after_the_other(
     (folder / "left.txt").touch()
     assert main(["verify", both, "--workers", "1", "--no-decode"]) == 2
     shown = capsys.readouterr()
-    assert f"{other}: no fault found" in shown.out and f"svdata2vec verify: {folder}: 1 fault; copy what" in shown.err
+    assert f"{other}: no fault found" in shown.out and f"svdata2vec verify: {folder}: 1 fault; copy the damaged" in shown.err
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -52,7 +52,7 @@ CHANGES: dict[str, tuple[Any, str, Callable[[Callable], Callable]]] = {
         teacher, "layer_targets", lambda real: lambda layers, **options: real(layers, **options | {"normalise_layer": "none"})),
     "targets of the last block alone": (
         teacher, "layer_targets", lambda real: lambda layers, **options: real(layers[-1:], **options)),
-    "the teacher stands still": (Teacher, "follow", lambda _: lambda *arguments: None),
+    "the teacher stands still": (Teacher, "update", lambda _: lambda *arguments: None),
     "the decay is counted one step late": (
         pretrain, "ema_decay", lambda real: lambda config, step, steps: real(config, max(step - 1, 0), steps)),
     "masks of another seed": (

@@ -211,7 +211,7 @@ PLANTED: dict[str, tuple[object, str, Callable[[Any, tuple[Any, ...]], object]]]
     "the loss": (pretrain_module, "masked_mse", lambda result, _: float(result)),
     "a prediction": (SVData2Vec, "forward", lambda result, _: (result.prediction_NTD > 0).nonzero()),
     "a choice by a mask": (Teacher, "forward", lambda result, _: result[result > 0]),
-    "a weight of the teacher": (Teacher, "follow", lambda _, given: next(given[0].parameters()).tolist()),
+    "a weight of the teacher": (Teacher, "update", lambda _, given: next(given[0].parameters()).tolist()),
     "the norm of a gradient": (stepper_module, "clip_gradients", lambda result, _: bool(result > 1)),
     "a flag of the guard": (Statistics, "put_back_if", lambda _, given: given[1].cpu()),
     "an average": (Averages, "add", lambda _, given: [reads(value) for value in given[1].values()]),

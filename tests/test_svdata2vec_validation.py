@@ -323,7 +323,7 @@ def test_best_is_of_this_run(
     found.extend([0.3, 0.1])
     result = finetune(replace(config, run=replace(config.run, out=tmp_path / "torn")))
     assert (result["epoch"], result["validation"]["top1"]) == (2, 0.3)
-    assert "best is gone, or of steps that were lost" in caplog.text
+    assert "best is missing, or from steps that were lost" in caplog.text
     for name in ("moved", "killed"):
         found.append(0.1)
         result = finetune(replace(config, run=replace(config.run, out=tmp_path / name)))
