@@ -171,7 +171,7 @@ def test_scratch_is_in_memory_where_programs_run_from_there(option: str, checkou
     if subprocess.run(["unshare", "-rm", "bash", "-c", mount], cwd=checkout, capture_output=True).returncode:
         pytest.skip("needs namespaces for users and mounts")
     environment = {**os.environ, "PYTHON": "/srv/stub", "CALLS": "/srv/calls"}
-    del environment["TMPDIR"]
+    environment.pop("TMPDIR", None)
     words = ["unshare", "-rm", "bash", "-c", f"{mount} && cd /srv && bash tools/test.sh --version"]
     subprocess.run(words, cwd=checkout, env=environment, check=True, capture_output=True)
     assert (checkout / "scratch").read_text().startswith("/dev/shm/") == (option == "exec")
