@@ -1,5 +1,7 @@
 """nvJPEG, NVDEC and DALI's GPU geometry against the reference decoder. Runs only where there is a GPU."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,8 @@ from svdata2vec.pipeline.reference import ReferenceDecoder, psnr
 
 pytestmark = pytest.mark.gpu
 PACKED, SIZE = 256, 128  # NVDEC has a smallest picture of about 144 px
+clip_of = partial(encoded_clip, packed=PACKED)
 MIN_PSNR_DB = 33.0       # NVDEC and nvJPEG differ from the CPU decoders by a grey level or two, of 4:2:0 perhaps by more
-
-
-def clip_of(codec: str, num_frames: int, frames: list[int], output_to_packed: np.ndarray) -> EncodedClip:
-    return encoded_clip(codec, num_frames, frames, output_to_packed, PACKED)
 
 
 @pytest.mark.parametrize("geometry", ["warp", "resize"])

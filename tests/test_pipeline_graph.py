@@ -28,10 +28,6 @@ from svdata2vec.shards.errors import MachineError, UserError
 SIZE = 48
 
 
-def encoded(codec: str, num_frames: int, frames: list[int], output_to_packed: np.ndarray, packed=96) -> EncodedClip:
-    return encoded_clip(codec, num_frames, frames, output_to_packed, packed)
-
-
 def random_map(generator: np.random.Generator, packed: int = 96) -> np.ndarray:
     """A random window, possibly far outside the picture, mirrored half of the time."""
     low, extent = generator.uniform(-0.5, 0.9, 2) * packed, generator.uniform(0.1, 1.4, 2) * packed
@@ -58,7 +54,7 @@ def jpeg_decoder(request):
 def test_jpeg_matches_the_reference_decoder(jpeg_decoder, seed, num_frames, packed):
     generator = np.random.default_rng(seed)
     frames = generator.integers(0, num_frames, 5).tolist()  # any order, repeats
-    clips = [encoded("jpeg", num_frames, frames, random_map(generator, packed), packed) for _ in range(2)]
+    clips = [encoded_clip("jpeg", num_frames, frames, random_map(generator, packed), packed) for _ in range(2)]
     fast, failed = decode(jpeg_decoder, clips)
     slow, _ = decode(ReferenceDecoder(), clips)
     assert not failed
@@ -71,7 +67,7 @@ def test_video_matches_the_reference_decoder_and_shows_the_right_frames(codec):
     decoder = make_decoder("dali", codec, SIZE, "cpu", 2)
     generator = np.random.default_rng(0)
     clips = [
-        encoded(codec, num_frames, frames, random_map(generator))
+        encoded_clip(codec, num_frames, frames, random_map(generator))
         for num_frames, frames in [(30, [0, 7, 8, 29]), (30, [29, 3, 3, 0]), (1, [0, 0, 0, 0]), (70, [1, 33, 69, 50])]
     ]
     fast, failed = decode(decoder, clips)
@@ -85,9 +81,9 @@ def test_video_matches_the_reference_decoder_and_shows_the_right_frames(codec):
 def test_video_shows_the_right_frames(codec):
     """The moving bar tells frames apart: no other frame may fit as well as the right one, in any order."""
     decoder = make_decoder("dali", codec, SIZE, "cpu", 2)
-    clip = encoded(codec, 60, [59, 0, 1, 31, 30, 2, 0, 45], affine.scale_and_shift(2, 2, 0, 0))
+    clip = encoded_clip(codec, 60, [59, 0, 1, 31, 30, 2, 0, 45], affine.scale_and_shift(2, 2, 0, 0))
     (fast,), _ = decode(decoder, [clip])
-    whole = encoded(codec, 60, list(range(60)), clip.output_to_packed)
+    whole = encoded_clip(codec, 60, list(range(60)), clip.output_to_packed)
     (slow,), _ = decode(ReferenceDecoder(), [whole])
     decoder.close()
     for frame, wanted in zip(fast, clip.frames_T.tolist(), strict=True):
@@ -98,16 +94,16 @@ def test_video_shows_the_right_frames(codec):
 @pytest.mark.parametrize("geometry", ["warp", "resize"])
 def test_video_through_dali_geometry(codec, geometry):
     decoder = DaliDecoder(codec, SIZE, geometry=geometry)
-    clips = [encoded(codec, 20, [2, 11, 19], random_map(np.random.default_rng(seed))) for seed in range(4)]
+    clips = [encoded_clip(codec, 20, [2, 11, 19], random_map(np.random.default_rng(seed))) for seed in range(4)]
     fast, failed = decode(decoder, clips)
     slow, _ = decode(ReferenceDecoder(), clips)
     assert not failed and min(psnr(one, two) for one, two in zip(fast, slow, strict=True)) >= 35
 
 
 def test_outside_the_picture_is_black_and_pixels_stay_where_they_are(jpeg_decoder):
-    unit = encoded("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, 0, 0))
-    beyond = encoded("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, 200, -500))
-    half_out = encoded("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, -24, 0))
+    unit = encoded_clip("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, 0, 0))
+    beyond = encoded_clip("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, 200, -500))
+    half_out = encoded_clip("jpeg", 3, [0, 1, 2], affine.scale_and_shift(1, 1, -24, 0))
     frames, _ = decode(jpeg_decoder, [unit, beyond, half_out])
     assert not frames[1].any() and not frames[2, :, :, :23].any()
     np.testing.assert_array_equal(frames[2, :, :, 24:], frames[0, :, :, :24])
@@ -149,7 +145,7 @@ def jpeg_damages(clip: EncodedClip) -> dict[str, EncodedClip]:
 def test_jpegs_of_several_clips_are_those_of_each_alone():
     plain = affine.scale_and_shift(2, 2, 0, 0)
     wanted = [[0, 1, 3], [4, 4, 0, 2, 4], [5]]
-    clips = [encoded("jpeg", n, frames, plain) for n, frames in zip((4, 5, 6), wanted, strict=True)]
+    clips = [encoded_clip("jpeg", n, frames, plain) for n, frames in zip((4, 5, 6), wanted, strict=True)]
     for clip, jpegs, frames in zip(clips, jpeg_slices(clips), wanted, strict=True):
         assert len(jpegs.pictures) == len(set(frames))
         seen = [bytes(jpegs.pictures[place]) for place in jpegs.places.tolist()]
@@ -161,7 +157,7 @@ def test_jpegs_of_several_clips_are_those_of_each_alone():
 @pytest.mark.parametrize("name", ["shortened", "zeroed", "garbage inside", "empty", "wrong offsets", "fewer frames"])
 def test_damaged_jpegs_are_isolated(jpeg_decoder, name):
     plain = affine.scale_and_shift(2, 2, 0, 0)
-    clips = [encoded("jpeg", n, [0, 1, n - 1], plain) for n in (4, 5, 6)]
+    clips = [encoded_clip("jpeg", n, [0, 1, n - 1], plain) for n in (4, 5, 6)]
     clean, _ = decode(jpeg_decoder, clips)
     damaged = jpeg_damages(clips[1])[name]
     frames, failed = decode(jpeg_decoder, [clips[0], damaged, clips[2]])
@@ -176,10 +172,10 @@ def test_damaged_jpegs_are_isolated(jpeg_decoder, name):
 def test_damaged_videos_are_isolated(codec):
     decoder = make_decoder("dali", codec, SIZE, "cpu", 2)
     plain = affine.scale_and_shift(2, 2, 0, 0)
-    clips = [encoded(codec, n, [0, 1, 9], plain) for n in (10, 11, 12)]
+    clips = [encoded_clip(codec, n, [0, 1, 9], plain) for n in (10, 11, 12)]
     clean, _ = decode(decoder, clips)
     size = clips[1].video.size
-    short = encoded(codec, 5, [0, 1, 9], plain)
+    short = encoded_clip(codec, 5, [0, 1, 9], plain)
     damages = {
         "cut": with_video(clips[1], clips[1].video[: size * 2 // 3]),
         "empty": with_video(clips[1], clips[1].video[:0]),
@@ -210,7 +206,7 @@ def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
     """In the words of DALI 2.4 on an H100."""
     decoder = DaliDecoder("jpeg", SIZE)
     plain = affine.scale_and_shift(2, 2, 0, 0)
-    clips = [encoded("jpeg", n, [0, 1, 3], plain) for n in range(4, 10)]
+    clips = [encoded_clip("jpeg", n, [0, 1, 3], plain) for n in range(4, 10)]
     real, broken, told = decoder._run, [1], [DAMAGED_ON_A_GPU] * 6
 
     def run(runs):
@@ -240,7 +236,7 @@ def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
 def test_a_run_may_have_a_picture_more_than_the_one_before():
     decoder = DaliDecoder("jpeg", SIZE)
     for frames in ([0, 1, 3], [0, 1, 2, 3]):
-        assert not decode(decoder, [encoded("jpeg", 5, frames, affine.scale_and_shift(2, 2, 0, 0))])[1]
+        assert not decode(decoder, [encoded_clip("jpeg", 5, frames, affine.scale_and_shift(2, 2, 0, 0))])[1]
     decoder.close()
 
 
@@ -249,7 +245,7 @@ def test_an_error_while_pictures_are_resampled_ends_the_run(monkeypatch):
     decoder = DaliDecoder("jpeg", SIZE)
     monkeypatch.setattr(graph_module, "_resample_jobs", Mock(side_effect=cv2.error("out of memory")))
     with pytest.raises(cv2.error, match="out of memory"):
-        decode(decoder, [encoded("jpeg", 5, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0))])
+        decode(decoder, [encoded_clip("jpeg", 5, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0))])
     decoder.close()
 
 
@@ -279,7 +275,7 @@ def test_mjpeg_is_refused_on_a_gpu():
 def test_many_damaged_clips_do_not_grow_memory(jpeg_decoder):
     import resource
 
-    clips = [encoded("jpeg", n, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0)) for n in (4, 5)]
+    clips = [encoded_clip("jpeg", n, [0, 1, 3], affine.scale_and_shift(2, 2, 0, 0)) for n in (4, 5)]
     damaged = jpeg_damages(clips[1])["garbage inside"]
     for round_number in range(30):
         _, failed = decode(jpeg_decoder, [clips[0], damaged])
@@ -294,7 +290,7 @@ def test_concealed_damage_in_h264_is_found():
 
     Damage within a picture's coefficients can be a valid stream of other coefficients: no decoder sees all of it.
     """
-    clip = encoded("h264", 30, [0, 3, 29], affine.scale_and_shift(2, 2, 0, 0))
+    clip = encoded_clip("h264", 30, [0, 3, 29], affine.scale_and_shift(2, 2, 0, 0))
     clean, _ = decode(ReferenceDecoder(), [clip])
     reasons, missed = [], 0
     for place in range(40, 61, 2):
@@ -314,7 +310,7 @@ def decoder_processes() -> list[psutil.Process]:
 
 def test_a_killed_decoder_process_is_replaced():
     decoder = make_decoder("dali", "h264", SIZE, "cpu", 1)
-    clips = [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
+    clips = [encoded_clip("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
     clean, _ = decode(decoder, clips)
     (process,) = decoder_processes()
     process.kill()
@@ -332,7 +328,7 @@ def test_a_decoder_process_that_cannot_be_started_is_an_error_and_started_later(
     monkeypatch: pytest.MonkeyPatch, died_before: bool
 ) -> None:
     """Nothing waits for it forever, and nothing stays open."""
-    decoder, clips = PyavDecoder(1), [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
+    decoder, clips = PyavDecoder(1), [encoded_clip("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
     if died_before:
         assert not decode(decoder, clips)[1]
         (process,) = decoder_processes()
@@ -351,7 +347,7 @@ def test_a_decoder_process_that_cannot_be_started_is_an_error_and_started_later(
 
 
 def test_memory_that_cannot_be_mapped_is_no_damage_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, clips = PyavDecoder(1), [encoded("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
+    decoder, clips = PyavDecoder(1), [encoded_clip("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
     with monkeypatch.context() as patched:
         patched.setattr(pyavdecoder.mmap, "mmap", Mock(side_effect=OSError(errno.ENOMEM, "Cannot allocate memory")))
         with pytest.raises(OSError, match="Cannot allocate memory"):
@@ -388,7 +384,7 @@ def test_the_gpus_decoder_is_told_its_share_and_the_largest_picture(monkeypatch:
 
     monkeypatch.setattr(graph_module.fn.decoders, "image", note)
     decoder = DaliDecoder("jpeg", SIZE, device="cuda", engine_share=0.75)
-    clips = [encoded("jpeg", 4, [0, 1], affine.scale_and_shift(2, 2, 0, 0), packed) for packed in (96, 130, 32)]
+    clips = [encoded_clip("jpeg", 4, [0, 1], affine.scale_and_shift(2, 2, 0, 0), packed) for packed in (96, 130, 32)]
     clips[0] = replace(clips[0], packed_height=140)
     runs = [RunClip(row, clip, feed) for row, (clip, feed) in enumerate(zip(clips, decoder.inputs(clips), strict=True))]
     decoder.graph()(*decoder.graph_arguments(runs), batch_size=2, num_threads=1, device_id=None).serialize()
@@ -423,7 +419,7 @@ def test_what_a_gpu_decoded_has_been_copied_before_dali_goes_on(
 
     monkeypatch.setattr(torch.cuda, "current_stream", current)
     decoder = DaliDecoder("jpeg", 2, geometry="warp")
-    clip = encoded("jpeg", 4, places, affine.scale_and_shift(2, 2, 0, 0))
+    clip = encoded_clip("jpeg", 4, places, affine.scale_and_shift(2, 2, 0, 0))
     runs = [RunClip(row, clip, feed) for row, feed in zip(rows, decoder.inputs([clip, clip]), strict=True)]
     pictures = torch.arange(2 * len({*places}), dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3).contiguous()
     out = Rows(torch.full((3, 2, 2, 2, 3), 99, dtype=torch.uint8), events)

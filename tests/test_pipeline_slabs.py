@@ -27,7 +27,6 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.slabs import SlabFile, Slabs
 from svdata2vec.pipeline.video import BlockClips, frames_of
 from svdata2vec.shards.blocks import BlockFormat, Bytes
-from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.reading.shardset import ShardSet
 
 T, SIZE, BATCH = 6, 32, 2
@@ -213,7 +212,9 @@ class LateUploader(BlockUploader):
             return super().decode(clips, out)
 
 
-def batches(shards: ShardSet, readers: int, uploader: type[BlockUploader] | None) -> list[tuple[tuple[str, ...], torch.Tensor]]:
+def batches(
+    shards: ShardSet, readers: int, uploader: type[BlockUploader] | None, *, check_hashes: bool = True
+) -> list[tuple[tuple[str, ...], torch.Tensor]]:
     """Keys and frames of an epoch; with an uploader, through a lane with a stream."""
     form = shards.manifest.blocks
     assert form is not None
@@ -222,7 +223,10 @@ def batches(shards: ShardSet, readers: int, uploader: type[BlockUploader] | None
         patch.setattr(torch.cuda, "Stream", FakeStream)
         patch.setattr(torch.cuda, "stream", current)
         patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-        with ClipLoader(shards, "all", PlanConfig(num_frames=T, size=SIZE), batch_size=BATCH, num_readers=readers) as clips:
+        plan = PlanConfig(num_frames=T, size=SIZE)
+        with ClipLoader(
+            shards, "all", plan, batch_size=BATCH, num_readers=readers, check_hashes=check_hashes
+        ) as clips:
             producer = clips.make_producer()
             if uploader is not None:
                 producer.turns = Turns([Lane(uploader(form, "cpu"), CUDA)])
@@ -263,8 +267,8 @@ def test_a_fault_is_found(
 ) -> None:
     plain = batches(shards, 0, None)
     fault(monkeypatch)
-    with pytest.raises((AssertionError, UserError)):  # wrong pictures, or a checksum that fails in a reader
-        assert_same(plain, batches(shards, 2, LateUploader))
+    with pytest.raises(AssertionError):  # checksums, if compared, may fail first: in a slab that is overwritten meanwhile
+        assert_same(plain, batches(shards, 2, LateUploader, check_hashes=False))
 
 
 def test_a_lane_that_fails_has_no_upload_under_way_and_tells_the_first_error(monkeypatch: pytest.MonkeyPatch) -> None:

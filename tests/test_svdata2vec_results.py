@@ -28,6 +28,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.reports.report import write_report
 from svdata2vec.reports.results import class_rows, confusion_rows, summary
 from svdata2vec.runs.card import read_card
+from svdata2vec.runs.data import labelled_rows
 from svdata2vec.runs.intervals import NORMAL, STUDENT, mean_of_shares, mean_over_seeds, wilson
 from svdata2vec.runs.runtime import Runtime
 from svdata2vec.shards.errors import UserError
@@ -149,18 +150,20 @@ def test_clips_that_were_trained_on_are_said_and_shards_that_are_gone(
     """A test's figures have no such remark; a run whose shards have moved says which option names them."""
     shutil.copytree(tiny_shard_folder, tmp_path / "shards")
     config, run = finetune_config(tmp_path / "shards", tmp_path / "run", epochs=1), tmp_path / "run"
-    finetune(replace(config, data=replace(config.data, train_split="all[:50%]", test_split="all[50%:]")))
-    assert evaluate_run(run, device="cpu")["count"] and "was trained on" not in caplog.text
+    data = replace(config.data, train_split="all[:50%]", test_split="all[50%:]")
+    finetune(replace(config, data=data, label_fraction=0.5))
+    assert evaluate_run(run, device="cpu")["count"] and "trained or validated on" not in caplog.text
     evaluate_run(run, split="all", device="cpu")
-    known = len(ShardSet.open(tiny_shard_folder).rows("all[:50%]"))
-    assert 0 < known < NUM_CLIPS
-    assert f"split 'all': {known} of {NUM_CLIPS} clips are in the split that {run} was trained on, 'all[:50%]'; " in caplog.text
+    halves = [len(ShardSet.open(tiny_shard_folder).rows(split)) for split in ("all[:50%]", "all[50%:]")]
+    known = len(labelled_rows(ShardSet.open(tiny_shard_folder), "all[:50%]", 0.5, config.run.seed))
+    assert 0 < known < halves[0]
+    assert f"{known} of {NUM_CLIPS} clips of the test split 'all' are trained or validated on: its accuracy" in caplog.text
     (tmp_path / "shards").rename(tmp_path / "moved")
     gone = rf"shards: no such folder; expected the shards that {run} was trained on: .* say with --shards where they are"
     for look in (lambda: evaluate_run(run), lambda: embed(run, "all", tmp_path / "a.npy", device="cpu")):
         with pytest.raises(UserError, match=gone):
             look()
-    assert evaluate_run(run, str(tmp_path / "moved"), device="cpu")["count"] == NUM_CLIPS - known
+    assert evaluate_run(run, str(tmp_path / "moved"), device="cpu")["count"] == halves[1]
 
 
 def test_evaluate_prints_what_fits_a_terminal(

@@ -1,7 +1,7 @@
 """Run a network over a split, every clip exactly once, alone or on several processes; accuracy of a classifier."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import DataConfig, Device
+from svdata2vec.config.schema import Device
 from svdata2vec.evaluation.metrics import Metrics, measure, require_finite
 from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
@@ -18,17 +18,18 @@ from svdata2vec.pipeline.producer import MORE_UNUSABLE
 from svdata2vec.runs.card import evaluated_on
 from svdata2vec.runs.data import (
     build_loader,
+    labelled_rows,
     open_data,
     require_classes,
     require_joints,
     require_own_shards,
     require_same_clips,
+    warn_of_shared_clips,
     warn_of_view,
 )
 from svdata2vec.runs.published import load_classifier
 from svdata2vec.runs.runtime import Runtime, running
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.reading.shardset import ShardSet
 
 log = logging.getLogger(__name__)
 
@@ -109,17 +110,6 @@ def _mean_of_views(views: Predictions) -> Predictions:
     return Predictions(list(number), scores_nc / np.bincount(clip_n)[:, None].astype(scores_nc.dtype), labels_n)
 
 
-def _warn_of_known(packed: ShardSet, data: DataConfig, run: Path, card: Mapping[str, Any]) -> None:
-    """Warn where a split holds clips that the network was trained on: what it says of them is no guide to others."""
-    if (card.get("trained_on") or {}).get("fingerprint") != packed.manifest.fingerprint:
-        return
-    rows = packed.rows(data.test_split)
-    known = int(np.isin(rows, packed.rows(data.train_split)).sum())
-    if known:
-        log.warning("split %r: %d of %d clips are in the split that %s was trained on, %r; on other clips it may do far worse",
-                    data.test_split, known, len(rows), run, data.train_split)
-
-
 def evaluate_run(
     run: Path, shards: str | None = None, split: str | None = None, views: int | None = None, device: Device = "auto"
 ) -> dict[str, Any]:
@@ -139,7 +129,9 @@ def evaluate_run(
     packed = open_data(data)
     require_joints(packed, run, card, config.modality, data.test_split)
     warn_of_view(packed, data.test_split, card)
-    _warn_of_known(packed, data, run, card)
+    if (card.get("trained_on") or {}).get("fingerprint") == packed.manifest.fingerprint:
+        trained_on = labelled_rows(packed, data.train_split, config.label_fraction, config.run.seed, verbose=False)
+        warn_of_shared_clips(packed, data.test_split, trained_on)
     require_classes(packed, data.test_split, card["classes"], f"{run} was trained on")
     with (
         running(config.run) as runtime,

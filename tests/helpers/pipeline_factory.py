@@ -67,7 +67,9 @@ def clip_parts(
     return {**encoder.finish(), **side_parts}
 
 
-def encoded_clip(codec: str, num_frames: int, frames: Sequence[int], output_to_packed: np.ndarray, packed: int) -> EncodedClip:
+def encoded_clip(
+    codec: str, num_frames: int, frames: Sequence[int], output_to_packed: np.ndarray, packed: int = 96
+) -> EncodedClip:
     """Some frames of a clip, as the loader hands it to a decoder; `packed`: side of the stored pictures."""
     parts = clip_parts("clip", num_frames, codec=codec, size=packed, seed=num_frames)
     offsets = parse_array(parts["offsets.npy"], "test") if codec == "jpeg" else None
