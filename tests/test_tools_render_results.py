@@ -161,6 +161,19 @@ def test_pairs_of_clips_that_were_packed_anew_say_so() -> None:
     assert "packed anew" not in results_studies.at_one_share(*records)
 
 
+def test_rows_lead_over_those_of_as_many_steps() -> None:
+    """Skeletons have more steps alone, joints fewer alone; latents both, and in each column lead by its own difference."""
+    longer, more = load("longer"), load("more_steps")
+    mine = copy.deepcopy(next(row for row in longer["rows"] if row["name"] == "pretrained"))
+    mine["cells"] = [{**cell, "scores": [0.99] * 3, "mean": 0.99, "steps": 2880} for cell in mine["cells"]]
+    lines = results_studies.at_one_share(longer, more, {**more, "rows": [mine]}).splitlines()
+    cells = {found[0]: found[1:] for line in lines if len(found := cells_of(line)) == 5}
+    assert cells[""][0::2] == ["top-1 after 720 steps", "top-1 after 2,880 steps"]
+    assert cells["small CNN, from scratch"][1::2] == ["**+6.5 (+5.3 to +7.7)**", "**+6.4 (+4.2 to +8.7)**"]
+    assert cells["pretrained, fine-tuned"][1::2] == ["", ""] and cells["joint regression, fine-tuned"][2:] == ["", ""]
+    assert cells["skeletons, from scratch"][:2] == ["", ""] and "not corrected for their number, 6." in lines[-1]
+
+
 @pytest.mark.parametrize(("section", "names"), [
     ("label_efficiency", ["longer"]), ("at_one_share", ["longer"]), ("sides", ["controls"]), ("finetuning", ["finetuning"]),
     ("skeletons", ["skeletons", "skeletons_positions", "longer"]), ("more_steps", ["more_steps", "longer"]),
@@ -174,8 +187,9 @@ def test_tables_name_the_figure_of_their_record(section: str, names: list[str]) 
 def test_a_row_of_other_steps_says_so_whatever_its_record() -> None:
     """The claim's rows have 720, with all labels some have 956: whole epochs. A search may choose others for every share."""
     longer, more = load("longer"), load("more_steps")
-    titles = [cells_of(line)[0] for line in results_studies.at_one_share(longer, share=1.0).splitlines() if "± " in line]
-    assert titles == ["small CNN, from scratch", "from scratch, 956 steps", "pretrained, fine-tuned, 956 steps"]
+    lines = results_studies.at_one_share(longer, share=1.0).splitlines()
+    shown = [cells_of(line)[1].partition(" (")[2] for line in lines if "± " in line]
+    assert "after 720 steps" in lines[0] and shown == ["", "956 steps)", "956 steps)"]
     more["rows"][0]["cells"][1]["steps"] = 999
     steps = [cells_of(line)[1] for line in results_studies.more_steps(more, longer, of_ours="").splitlines()[2:5]]
     assert steps == ["999 and 2,880", "2,880", "720"]

@@ -82,7 +82,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "motion": (sides, ("motion",)),
     "finetuning": (finetuning, ("finetuning",)),
     "finetuning_longer": (finetuning, ("finetuning_longer",)),
-    "recognition": (at_one_share, ("longer", "more_steps", "more_steps_scratch")),
+    "recognition": (at_one_share, ("longer", "more_steps", "more_steps_scratch", "more_steps_80")),
     "more_steps": (
         partial(more_steps, of_ours="the record of the table above, of another machine and packing"),
         ("more_steps", "same_steps", "more_steps_scratch", "longer"),
@@ -90,6 +90,10 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "more_steps_pretrained": (
         partial(more_steps, of_ours="after 12 epochs in float32, on the machine and clips of the others"),
         ("more_steps", "more_steps_scratch", "more_steps_pretrained"),
+    ),
+    "more_steps_80": (
+        partial(more_steps, of_ours="after 80 epochs in float32, on the machine and clips of the others"),
+        ("more_steps", "more_steps_scratch", "more_steps_80"),
     ),
     "skeletons": (skeletons, ("skeletons", "skeletons_positions", "longer")),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),

@@ -39,34 +39,56 @@ def _figure(record: Record) -> str:
 
 
 def at_one_share(record: Record, *longer: Record | None, share: float = 0.1, ours: str = "pretrained") -> str:
-    """What is trained end to end, at one share of the labels, rivals that took more steps (`longer`) among it, and by how much
-    one of ours is better, paired by seed."""
+    """Rows trained end to end with one share of the labels: those of a record, and beside them those with more steps.
+
+    The lead of one of ours over a row of as many steps is paired by seed. `longer`: records of the same steps.
+    """
     _require_pairs(record, *longer)
-    rows, mine = [], next(row for row in record["rows"] if row["name"] == ours)
-    cells = [(row, cell) for row in record["rows"] for cell in row["cells"] if cell["fraction"] == share]
-    labels, steps = cells[0][1]["labels"], min(cell["steps"] for _, cell in cells if cell["steps"])
-    more = [row for other in longer if other is not None for row in other["rows"]]
-    compared = 0
-    for row in [*record["rows"], *more]:
-        cell = next((cell for cell in row["cells"] if cell["fraction"] == share), None)
-        if cell is not None and not row["name"].endswith(("_linear", "_attentive")):  # probes are on the page
-            better = _better(mine, row).get(share, "") if row is not mine else ""
-            compared += better != ""
-            spent = "" if cell["steps"] == steps else f", {cell['steps']:,} steps"
-            rows.append([f"{row['title']}{spent}", with_half(cell), better])
+    more = [each for each in longer if each is not None]
+    columns = [_Column(rows, share, ours) for rows in (record["rows"], [row for each in more for row in each["rows"]]) if rows]
+    titles = {name: title for column in reversed(columns) for name, title in column.titles.items()}
+    order = dict.fromkeys(name for column in columns for name in column.titles)
+    rows = [[titles[name], *(cell for column in columns for cell in column.cells(name))] for name in order]
     data, clips = record["data"], record["data"]["clips"]
-    machines = dict.fromkeys(
-        f"{measured(other)}{_packed_anew(record, other)}" for other in longer if other is not None
+    machines = dict.fromkeys(f"{measured(other)}{_packed_anew(record, other)}" for other in more)
+    others = "".join(f" Rows with {columns[-1].steps:,} steps: {machine}" for machine in machines)
+    header = [text for column in columns for text in (f"{_figure(record)} after {column.steps:,} steps",
+                                                      f"lead of {titles[ours]}, points")]
+    return table(["", *header], rows) + (
+        f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips ({columns[0].labels}), all of "
+        f"which are pretrained on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
+        f"{percent(1 / data['classes'])}. All rows are trained end to end, for the steps on labels that the column names; "
+        f"pretraining comes on top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds; points are paired "
+        f"by seed, bold where the interval excludes 0, not corrected for their number, "
+        f"{sum(column.compared for column in columns)}. {measured(record)}{others}\n"
     )
-    others = "".join(f" Rows with more steps: {machine}" for machine in machines)
-    return table(["", f"{_figure(record)} with {labels} labels", f"lead of {mine['title']}, points"], rows) + (
-        f"\n{100 * share:g} % of the labels of {clips[data['train_split']]} synthetic clips, all of which are pretrained "
-        f"on; the same {clips[data['test_split']]} test clips of other performers throughout, chance "
-        f"{percent(1 / data['classes'])}. All rows are trained end to end, for {steps} steps on labels unless the row says "
-        f"otherwise; pretraining comes on top. Mean of {len(record['seeds'])} seeds with its 95 % interval over seeds; points "
-        "are paired by seed, bold where the interval excludes 0, not corrected for their number, "
-        f"{compared}. {measured(record)}{others}\n"
-    )
+
+
+class _Column:
+    """Rows of one number of steps on labels, with one share of the labels; probes are left out.
+
+    Attributes:
+        steps: that most rows have; a cell of another row says its own.
+        labels: how many clips the share is.
+        compared: how many rows ours is compared with.
+    """
+
+    def __init__(self, rows: Sequence[Record], share: float, ours: str) -> None:
+        self._found = {row["name"]: (row, cell) for row in rows for cell in row["cells"]
+                       if cell["fraction"] == share and not row["name"].endswith(("_linear", "_attentive"))}
+        cells = [cell for _, cell in self._found.values()]
+        self.steps, self.labels = min(cell["steps"] for cell in cells), cells[0]["labels"]
+        self.titles = {name: row["title"] for name, (row, _) in self._found.items()}
+        mine = self._found[ours][0] if ours in self._found else None
+        self._leads = {name: _better(mine, row)[share] for name, (row, _) in self._found.items() if mine and row is not mine}
+        self.compared = len(self._leads)
+
+    def cells(self, name: str) -> tuple[str, str]:
+        if name not in self._found:
+            return "", ""
+        cell = self._found[name][1]
+        other_steps = "" if cell["steps"] == self.steps else f" ({cell['steps']:,} steps)"
+        return f"{with_half(cell)}{other_steps}", self._leads.get(name, "")
 
 
 def _packed_anew(record: Record, other: Record) -> str:
