@@ -119,8 +119,10 @@ def test_an_experiment_from_end_to_end(tiny_shard_folder: Path, tmp_path: Path) 
     ours, others = ("| pretrained, fine-tuned", "| pretrained, linear probe"), ("from scratch", "joint regression, fine-tuned")
     assert [pair for pair in pairs if pair[1] in others] == [(mine, other) for mine in ours for other in others]
     means = {row["title"]: row["cells"][0]["mean"] for row in record["rows"]}
-    header, _, *beside = [line.split(" | ") for line in tables.at_one_share(record, share=1).splitlines()[:5]]
-    assert header[1:] == ["top-1 with 12 labels", "lead of pretrained, fine-tuned, points |"]
+    shown = tables.at_one_share(record, share=1)
+    header, _, *beside = [line.split(" | ") for line in shown.splitlines()[:5]]
+    assert header[1:] == ["top-1 after 3 steps", "lead of pretrained, fine-tuned, points |"]
+    assert "100 % of the labels of 12 synthetic clips (12), all of which" in shown
     assert [row[0].strip("| ") for row in beside] == ["from scratch", "pretrained, fine-tuned", "joint regression, fine-tuned"]
     for title, top_1, better in beside:
         expected = means[title.strip("| ")]
