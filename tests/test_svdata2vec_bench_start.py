@@ -75,6 +75,19 @@ def test_what_a_worker_says_crosses_over(
     assert bound == [True] and not written[0].exists()
 
 
+def test_a_worker_imports_nothing_from_the_folder_where_the_benchmark_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("typing", "queue"):
+        (tmp_path / f"{module}.py").write_text("raise RuntimeError('shadowed')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    named = ["-m", "svdata2vec", "bench", "data", "--help"]
+    subprocess.run([sys.executable, *named], env=start.environment(threads=1), check=True, stdout=subprocess.DEVNULL)
+    usual = subprocess.run([sys.executable, *named], capture_output=True, text=True)
+    assert "RuntimeError: shadowed" in usual.stderr  # without the environment
+
+
 def test_sigterm_ends_the_worker_and_leaves_no_folder(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def test_a_run_made_anew_is_another_parent(
     shutil.rmtree(pre)
     assert again() == figures  # it may be gone
     pretrain(pretrain_config(tiny_shard_folder, pre, epochs=1, batch_size=12, seed=1))
+    assert caplog.messages[-1] == f"{pre}: pretrained; next: svdata2vec finetune PRESET --from {pre}"
     caplog.clear()
     for config, begin in ((runs["whole"], finetune), (probing, probe)):
         with pytest.raises(UserError, match=r"finished run whose inputs have been replaced since \(run .*pre\); choose"):

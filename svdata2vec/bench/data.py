@@ -35,7 +35,7 @@ from svdata2vec.bench.config import DataBenchOptions
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed, write_source_tars_once
 from svdata2vec.bench.machine import tree_usage
 from svdata2vec.bench.output import deliver
-from svdata2vec.bench.start import broken
+from svdata2vec.bench.start import broken, environment
 from svdata2vec.bench.tune import tune
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -211,8 +211,7 @@ def run(sources: Sources, num_clips: int, rounds: int) -> dict[str, Any]:
         for name in table:
             command = [sys.executable, "-m", "svdata2vec", "bench", "data", "--folder", str(sources.folder), "--clips",
                        str(num_clips), "--sources", str(sources.count), "--method", name]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment(threads=1))
             if result.returncode:
                 raise broken(f"bench data: {name}", result.returncode)
             runs[name].append(json.loads(result.stdout.splitlines()[-1]))

@@ -73,15 +73,12 @@ def worker(
         The process, and a function that waits for it and returns its answer. UserError with the process's own sentence if it
         refused, RunFailedError if it failed; one that begins with the function's argument if it broke or was killed.
     """
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory(prefix="svdata2vec-bench-") as folder:
         job, out, said = (Path(folder) / name for name in ("job.json", "answer.json", "stderr"))
         job.write_text(to_json(config, credentials=True))
         command = [sys.executable, *launcher, "-m", f"svdata2vec.bench.{module}", str(job), str(out), *words]
         with said.open("w") as stderr:
-            environment = {**os.environ, **chosen, "PYTHONPATH": path}
-            process = subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr)
+            process = subprocess.Popen(command, env=environment(threads), stdout=stderr, stderr=stderr)
 
         def answer(what: str) -> Any:
             status, failure = process.wait(), failure_file(out)
@@ -97,6 +94,17 @@ def worker(
         finally:
             process.terminate()  # torchrun ends its workers; nothing happens where it has ended
             process.wait()
+
+
+def environment(threads: int | None = None) -> dict[str, str]:
+    """Variables for a process that runs a module of this package. threads: its OMP_NUM_THREADS; None = as here.
+
+    It finds this package from any folder, and imports nothing from the one where the benchmark was started: after `-m`, a
+    typing.py there would shadow that of the standard library.
+    """
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    chosen = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **chosen, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def failure_file(out: Path) -> Path:

@@ -4,6 +4,8 @@ B clips, R masks of each clip, N = B * R masks, M persons, T frames, V joints, C
 """
 
 import functools
+import logging
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,8 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.training.collapse import SPREADS, WATCHED, CollapseGuard
 from svdata2vec.training.graph import CapturedPass
 from svdata2vec.training.loop import TrainingRun, train
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -177,4 +181,5 @@ def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
             run.teacher.update(run.model.encoder, 0.0)  # the two are equal at the start
         result = train(run, card)
     finish_run(config.run, runtime, result)
+    log.info("%s: pretrained; next: svdata2vec finetune PRESET --from %s", config.run.out, shlex.quote(str(config.run.out)))
     return result
