@@ -97,6 +97,12 @@ def test_dali_is_imported_in_one_file_of_the_library() -> None:
     assert importing == {"pipeline/graph.py"}
 
 
+def test_pools_of_processes_are_made_in_one_file() -> None:
+    """The one of the standard library leaves its processes behind where its program is killed."""
+    users = [path for folder in (*FOLDERS, "tools") for path in sources(folder) if "ProcessPoolExecutor" in path.read_text()]
+    assert {path.relative_to(ROOT).as_posix() for path in users} == {"shards/executors.py", "svdata2vec/studies/jobs.py"}
+
+
 @pytest.mark.parametrize("folder", ["kernels", "pipeline", "shards"])
 def test_folders_are_reached_through_relative_symlinks(folder: str) -> None:
     link = ROOT / "svdata2vec" / folder

@@ -1,8 +1,10 @@
 """The synthetic action data set: same bytes for any number of workers, true joints, honest splits, clear messages."""
 
 import json
+import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -399,6 +401,21 @@ def test_bad_frame_ranges_are_named(text: str) -> None:
 def test_frame_range_is_one_number_or_two() -> None:
     assert make.frame_range("40-70") == (40, 70)
     assert make.frame_range("48") == (48, 48)
+
+
+def killed(*_: Any, **__: Any) -> None:
+    """In place of `make_clip`, in a process of its own."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make, "make_clip", killed)
+    assert make.main([str(tmp_path / "new"), "--workers", "2"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: a worker process died (killed, or out of memory); what is written so far is kept, run again to finish"
+    )
 
 
 def test_folders_that_hold_something_else_are_refused(tiny: Path, tmp_path: Path) -> None:

@@ -4,16 +4,16 @@ A worker leaves a note with its current clip. When a worker dies, these clips ar
 those that crash again are left out. (A packing with one process dies with its worker: then the next run does this.)
 """
 
-import concurrent.futures as cf
 import contextlib
 import json
 import logging
-import multiprocessing
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import read_object, write_atomically
+from svdata2vec.shards.errors import UserError, WorkerDiedError
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.video import silence_decoder
@@ -53,15 +53,13 @@ def find_crashing_clips(parts: Path, dataset: DataSet, options: PackOptions, ref
 
 
 def _crashes(clip: ClipAnnotation, num_joints: int, options: PackOptions) -> bool:
-    with cf.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            pool.submit(silence_decoder).result()
-        except BrokenProcessPool:  # no process can start, as in a script without a guard: no clip is to blame
-            return False
-        try:
-            pool.submit(_try, clip, num_joints, options).result()
-        except BrokenProcessPool:
-            return True
+    """Whether the clip ends a process of its own."""
+    try:
+        list(run_tasks(partial(_try, num_joints=num_joints, options=options), [clip], workers=2))  # 1 would be this process
+    except WorkerDiedError:
+        return True
+    except UserError:  # no process can start, as in a script without a guard: no clip is to blame
+        return False
     return False
 
 

@@ -1,7 +1,5 @@
 """Source clips for the loader benchmark: 960x540 H.264 of a textured figure in front of a still, slightly noisy scene."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import av
@@ -12,6 +10,7 @@ from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import atomic_file, make_folder, npy_bytes, write_atomically
 from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.layouts import COCO17
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.reading.manifest import MANIFEST_NAME
@@ -41,8 +40,9 @@ def _joints(generator: np.random.Generator, corner_F2: np.ndarray) -> np.ndarray
     return pose.astype(np.float32)
 
 
-def _write_clip(path: Path, seed: int) -> np.ndarray:
-    """One video, which appears whole; returns its joints."""
+def _write_clip(video: tuple[Path, int]) -> None:
+    """One video, by its path and seed, and its joints beside it; each file appears whole."""
+    path, seed = video
     generator = np.random.default_rng(seed)
     scene, figure = _texture(generator, HEIGHT, WIDTH), _texture(generator, FIGURE_HEIGHT, FIGURE_WIDTH)
     start, drift = generator.uniform((250, 120), (500, 200)), generator.uniform(-60, 60)
@@ -58,7 +58,7 @@ def _write_clip(path: Path, seed: int) -> np.ndarray:
             frame = np.clip(picture + noise, 0, 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    return _joints(generator, corner_F2)
+    write_atomically(path.with_suffix(".npy"), npy_bytes(_joints(generator, corner_F2)))
 
 
 def make_sources(folder: Path, num_clips: int) -> DataSet:
@@ -69,10 +69,8 @@ def make_sources(folder: Path, num_clips: int) -> DataSet:
         (video, number) for number, video in enumerate(videos)
         if not (video.exists() and video.with_suffix(".npy").exists())
     ]
-    if wanted:
-        with ProcessPoolExecutor(_workers(len(wanted)), multiprocessing.get_context("spawn")) as pool:
-            for (video, _), joints in zip(wanted, pool.map(_write_clip, *zip(*wanted, strict=True)), strict=True):
-                write_atomically(video.with_suffix(".npy"), npy_bytes(joints))
+    for _ in run_tasks(_write_clip, wanted, _workers(len(wanted)), after_death="start the benchmark again"):
+        pass
     clips = [
         ClipAnnotation(video.stem, number % 4, video, NUM_FRAMES, WIDTH, HEIGHT, np.load(video.with_suffix(".npy")))
         for number, video in enumerate(videos)

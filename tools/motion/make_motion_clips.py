@@ -13,13 +13,12 @@ motion_detector.py (the annotated joints, with a detector's errors).
 
 import argparse
 import json
-import multiprocessing
 import pickle
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,13 +37,15 @@ from rich.progress import track
 
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.cores import job_cores
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.ranges import Range, Seed, check_fields, check_number
 
 VERSION = 4  # increase it whenever the same options give different bytes
 SUBJECTS = {"train": range(1, 25), "val": range(25, 29), "test": range(29, 41)}  # nobody appears in two parts
 TURNS = ("train", "test", "val", "train", "train", "test", "train", "train", "test", "train")  # of every ten clips of a class
 SETUPS = 4
+KEPT = "what is written so far is kept, run again to finish"
 BODIES, CLOTHES, CLIP, EXTRAS = range(4)  # what a random stream is for
 
 
@@ -179,21 +180,6 @@ def make_clip(spec: ClipSpec, options: Options, folder: Path) -> Made:
     return spec.index, keypoint.astype(np.float16), score.astype(np.float16), drawn
 
 
-def clip_results(specs: Sequence[ClipSpec], options: Options, folder: Path, workers: int) -> Iterator[Made]:
-    """Make all clips here (one worker) or in fresh processes; results come in any order."""
-    if workers == 1:
-        yield from (make_clip(spec, options, folder) for spec in specs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(make_clip, spec, options, folder) for spec in specs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def check_folder(folder: Path, options: Options) -> bool:
     """True if the folder already holds this complete data set; UserError if it holds something else."""
     if folder.exists() and not folder.is_dir():
@@ -239,7 +225,7 @@ def make_motion_clips(folder: Path, options: Options, workers: int = 1) -> int |
     specs = clip_specs(options.clips)
     annotations: dict[int, dict[str, Any]] = {}
     drawn = 0
-    results = clip_results(specs, options, folder, workers)
+    results = run_tasks(partial(make_clip, options=options, folder=folder), specs, workers, after_death=KEPT)
     for index, keypoint, score, frames in track(results, "making clips", len(specs), console=Console(stderr=True)):
         annotations[index] = annotation(specs[index], keypoint, score, options)
         drawn += frames
@@ -287,9 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         frames = make_motion_clips(folder, options, workers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, MachineError) else 2
     except OSError as error:
-        print(f"error: {folder}: {error}; what is written so far is kept, run again to finish", file=sys.stderr)
+        print(f"error: {folder}: {error}; {KEPT}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: run again with the same options to finish", file=sys.stderr)
