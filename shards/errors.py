@@ -4,6 +4,8 @@ import errno
 from pathlib import Path
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)  # are open in the process, or on the machine
+# Errors of a network file system while its server is unreachable, or for a file that the server has replaced.
+SERVER_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
 AGAIN = "copy the shard again, or pack again"  # what to do about bytes that are not those that were packed
 LOOK = f"find all that is damaged with `svdata2vec verify`, then {AGAIN}"  # where a part alone was read
 
@@ -40,6 +42,21 @@ def require_folder(path: str | Path, expected: str) -> None:
     if not Path(path).is_dir():
         found = "is a file" if Path(path).exists() else "no such folder"
         raise UserError(f"{path}: {found}; expected {expected}")
+
+
+def require_machine(error: Exception, where: object, *, passed: bool = False) -> None:
+    """MachineError if the machine failed, not the file: clips that are left out for it could not be added to a finished set.
+
+    `passed`: the failure of a disk was waited for already, and others of its files can be read.
+    """
+    if isinstance(error, MachineError):
+        raise error
+    if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+        raise MachineError(f"{error.filename or where}: {error.strerror}; raise the limit (`ulimit -n`)") from error
+    if isinstance(error, OSError) and error.errno in SERVER_ERRORS and not passed:
+        raise MachineError(
+            f"{error.filename or where}: cannot be read ({error.strerror}); its disk or server fails: run again when it works"
+        ) from error
 
 
 def readable(text: str) -> str:

@@ -23,6 +23,22 @@ def may_pass(error: BaseException) -> bool:
     return not refused and not isinstance(error, (FileNotFoundError, PermissionError, ValueError, TypeError))
 
 
+def cause_of(error: Exception) -> BaseException:
+    """What a store's library raised. If a server reports no size, fsspec reports a missing file for any response, or for none;
+    its time-outs have no message."""
+    cause = error.__cause__
+    if cause is not None and (not str(error) or isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp.")):
+        return cause
+    return error
+
+
+def answer_of(error: BaseException) -> str:
+    """What a store says of a file, without its name: `404 Not Found`, or the exception of its library."""
+    if hasattr(error, "status"):
+        return f"{error.status} {getattr(error, 'message', '')}".rstrip()
+    return "no such file" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
+
+
 async def _patient_client(**options: Any) -> Any:
     """aiohttp's client with a bound for each part of an answer; its own is five minutes for all of it, for large tars too. It
     takes the proxies of the environment, as curl and the clients of other stores do."""

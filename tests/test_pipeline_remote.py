@@ -1,6 +1,5 @@
 """Shards behind URLs, the bounded cache, and reading them with plain webdataset."""
 
-import contextlib
 import errno
 import fcntl
 import functools
@@ -21,10 +20,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from fsspec.implementations.http import HTTPFileSystem
 from loader_child import keys_in_child
 from pipeline_factory import shard_set
 from waiting import wait_for
+from web_server import Ranged, serving
 
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
@@ -229,60 +228,13 @@ def test_two_caches_in_one_folder_keep_one_bound(tmp_path):
     assert not (tmp_path / "c").exists() and not list(tmp_path.glob("*.tmp"))
 
 
-class _Ranged(http.server.BaseHTTPRequestHandler):
-    """Serves a folder with ranges; `cut` = send only half of every tar, `status` = refuse everything with it, `pause` = seconds
-    before each quarter of a tar, `query` = what must follow every path."""
-
-    folder: Path
-    cut = False
-    status = 0
-    pause = 0.0
-    query = ""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        place, _, query = self.path.partition("?")
-        path = self.folder / place.rpartition("/")[2]
-        if self.status or query != self.query or not path.is_file():
-            self.send_error(self.status or 404)
-            return
-        content, span = path.read_bytes(), self.headers.get("Range")
-        if span:
-            low, high = span.removeprefix("bytes=").split("-")
-            content = content[int(low) : int(high) + 1]
-        self.send_response(206 if span else 200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Accept-Ranges", "bytes")
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if path.suffix == ".tar":
-            content = content[: len(content) // 2] if self.cut else content
-            with contextlib.suppress(ConnectionError):  # it has hung up
-                for start in range(0, len(content), quarter := -(-len(content) // 4)):
-                    time.sleep(self.pause)
-                    self.wfile.write(content[start : start + quarter])
-        else:
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """No lines among the test's output."""
-
-
 @pytest.fixture
 def http_url(local, monkeypatch):
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(_Ranged, "cut", False)
+    monkeypatch.setattr(Ranged, "cut", False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    HTTPFileSystem.clear_instance_cache()
-    _Ranged.folder = Path(local.root)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Ranged) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-    HTTPFileSystem.clear_instance_cache()
+    with serving(Path(local.root)) as url:
+        yield url
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
@@ -291,7 +243,7 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
     for first, second in zip(batches(local), batches(remote), strict=True):
         assert first.keys == second.keys and torch.equal(first.video_BTHWC, second.video_BTHWC)
     broken = RemoteShardSet(http_url, cache=tmp_path / "broken", fetch=fetch)
-    monkeypatch.setattr(_Ranged, "cut", True)
+    monkeypatch.setattr(Ranged, "cut", True)
     with pytest.raises(ValueError, match=r"shard-00000\d.tar: (cannot be read|\d+ bytes, expected|ends after)"):
         batches(broken, max_bad_rate=0.0)
     assert not [path for path in (tmp_path / "broken").rglob("*shard*") if path.suffix != ".lock"]
@@ -300,12 +252,12 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
 def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_url, tmp_path, monkeypatch, fetch):
     """Such as a store's signature. It is not part of a name, so the cache is found again under another signature."""
-    monkeypatch.setattr(_Ranged, "query", "sv=2&sig=a/b%2Bc%3D")
-    remote = RemoteShardSet(f"{http_url.replace('://', '://me:pass-word@')}/?{_Ranged.query}", cache=tmp_path, fetch=fetch)
+    monkeypatch.setattr(Ranged, "query", "sv=2&sig=a/b%2Bc%3D")
+    remote = RemoteShardSet(f"{http_url.replace('://', '://me:pass-word@')}/?{Ranged.query}", cache=tmp_path, fetch=fetch)
     assert remote.where == http_url and remote.root.name == http_url.removeprefix("http://")
     assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
     remote.check_shard(0)
-    monkeypatch.setattr(_Ranged, "query", "sig=d")
+    monkeypatch.setattr(Ranged, "query", "sig=d")
     again = RemoteShardSet(f"{http_url}?sig=d", cache=tmp_path, fetch=fetch)
     assert bytes(again.sample(0).video) == bytes(local.sample(0).video) and again.cache.misses == 0
     assert len(list(tmp_path.iterdir())) == 2, "index and bytes, however often a signature is renewed"
@@ -333,9 +285,9 @@ def test_a_server_may_be_slow_as_long_as_it_sends(local, http_url, tmp_path, mon
     monkeypatch.setattr("svdata2vec.shards.urls.STALL_SECONDS", 1.0)
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", ())
     remote = RemoteShardSet(http_url, cache=tmp_path, fetch="shards")
-    monkeypatch.setattr(_Ranged, "pause", 0.1)
+    monkeypatch.setattr(Ranged, "pause", 0.1)
     assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
-    monkeypatch.setattr(_Ranged, "pause", 9.0)
+    monkeypatch.setattr(Ranged, "pause", 9.0)
     said = rf"^{http_url}/shard-000001.tar: cannot be read \(SocketTimeoutError: Timeout on reading"
     with pytest.raises(StoreError, match=said):
         remote.sample(4)
@@ -404,7 +356,7 @@ def test_a_store_that_goes_on_failing_is_no_damage_of_clips(url, tmp_path, monke
 
 def test_what_a_server_refuses_is_asked_for_once_and_its_answer_told(http_url, tmp_path, monkeypatch, caplog):
     remote = RemoteShardSet(http_url.replace("://", "://me:pass-word@"), cache=tmp_path)
-    monkeypatch.setattr(_Ranged, "status", 403)
+    monkeypatch.setattr(Ranged, "status", 403)
     said = rf"^{http_url}/shard-000000.tar: cannot be read \(ClientResponseError: 403"
     for request in (remote.sample, remote.check_shard):
         with pytest.raises(UserError, match=said) as refused:

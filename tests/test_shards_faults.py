@@ -15,10 +15,11 @@ from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, wri
 
 from svdata2vec.shards import video as shards_video
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.layouts import layout
 from svdata2vec.shards.packing import tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, pack
+from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import is_video
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.sources import open_dataset
@@ -375,3 +376,24 @@ def test_a_file_server_that_fails_for_a_moment_loses_no_clip(
     monkeypatch.setattr("svdata2vec.shards.packing.shard.RETRY_SECONDS", (0.0,))
     assert pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32)).num_clips == tries
     assert opened.count("a") == tries
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_many_open_files_leave_no_clip_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    dataset = open_dataset("folder", root=write_tree(tmp_path / "videos", "c/a.mp4"))
+
+    def refuse(path: str) -> IO[bytes]:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(shards_video, "open_bytes", refuse)
+    with pytest.raises(MachineError, match=rf"c/a\.mp4: {os.strerror(number)}; raise the limit \(`ulimit -n`\)$"):
+        pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error", "x.txt"), MachineError("the store is away")])
+def test_a_machine_that_fails_leaves_no_item_out(error: Exception) -> None:
+    def fail(_: int) -> ClipAnnotation:
+        raise error
+
+    with pytest.raises(MachineError, match=r"x\.txt: cannot be read \(Input/output error\); its disk or server fails|is away"):
+        clips_of([1], fail, lambda _: ("key", "source"), [])

@@ -1,5 +1,6 @@
 """Users' folders as input of every reader: links, file extensions, hidden files, two videos of one name, encodings."""
 
+import errno
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ import pytest
 from shards_data import annotation, packed, reasons, write_pickle, write_tree, write_video
 
 from svdata2vec.cli.main import main
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.readers.walk import walk
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -53,6 +54,23 @@ def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert reasons(open_dataset("folder", root=root)) == {"walk": f"{root / 'walk'}: cannot be read (Permission denied)"}
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_leaves_nothing_out(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folders are as good as ever, and could not be added to a finished set."""
+    root = write_tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path).endswith("walk"):
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    said = rf"^{root / 'walk'}: cannot be read \({os.strerror(number)}\); its disk or server fails"
+    with pytest.raises(MachineError, match=said):
+        open_dataset("folder", root=root)
 
 
 def test_a_folder_in_one_that_may_not_be_entered_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

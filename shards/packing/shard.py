@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.boxes import present_joints
-from svdata2vec.shards.errors import MachineError, UserError, reason_of
+from svdata2vec.shards.errors import SERVER_ERRORS, MachineError, UserError, reason_of, require_machine
 from svdata2vec.shards.packing.clip import ClipPacker
 from svdata2vec.shards.packing.crashes import NOTE_SUFFIX
 from svdata2vec.shards.packing.options import PackOptions
@@ -25,12 +26,12 @@ from svdata2vec.shards.packing.tarwriter import TarWriter
 from svdata2vec.shards.reading.manifest import file_bytes
 from svdata2vec.shards.reading.sample import ClipMeta, parse_array
 from svdata2vec.shards.reading.sums import clip_sums
+from svdata2vec.shards.shown import public
 from svdata2vec.shards.times import Times
-from svdata2vec.shards.urls import RETRY_SECONDS, may_pass
-from svdata2vec.shards.video import silence_decoder
+from svdata2vec.shards.urls import RETRY_SECONDS, answer_of, cause_of, filesystem_of, may_pass
+from svdata2vec.shards.video import open_bytes, silence_decoder
 
-# Errors of a network file system while its server is unreachable, or for a file that the server has replaced.
-SERVER_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
+_reached: dict[str, str] = {}  # store -> the URL that this process has read from it last
 PARTS = ".parts"  # folder with one record per finished shard, until the manifest is written
 
 
@@ -161,26 +162,70 @@ def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -
     """`ClipPacker.pack`, repeated if the store of the files may have failed only for a moment.
 
     Its last exception becomes a UserError, so that one clip never ends the packing; MachineError if all files beside the clip's
-    are gone as well.
+    are gone as well, or the store fails for others, too.
     """
     if clip.key in task.refused:
         raise UserError(task.refused[clip.key])
     note = record_path(task.root, task.number).with_suffix(NOTE_SUFFIX)
     note.write_text(clip.key, encoding="ascii")  # if the decoder crashes this process, the note stays
-    waits = [*RETRY_SECONDS]
+    waits, video = [*RETRY_SECONDS], str(clip.video)
+    remote = "://" in video
     try:
         while True:
             try:
-                return packer.pack(clip)
+                packed = packer.pack(clip)
             except Exception as error:
-                remote = "://" in str(clip.video)
-                if not waits or not (may_pass(error) if remote else getattr(error, "errno", None) in SERVER_ERRORS):
-                    if clip.key in task.there:
-                        _require_sources(clip)
-                    raise UserError(reason_of(error, clip.video)) from error
+                passing = may_pass(cause_of(error)) if remote else getattr(error, "errno", None) in SERVER_ERRORS
+                if not waits or not passing:
+                    raise _refusal(clip, task, error) from error
+            else:
+                if remote:
+                    _reached[_store(video)] = video
+                return packed
             time.sleep(waits.pop(0))
     finally:
         note.unlink(missing_ok=True)
+
+
+def _refusal(clip: ClipAnnotation, task: ShardTask, error: Exception) -> UserError:
+    """Why a clip is left out. Raises MachineError if its files are not to blame."""
+    video = str(clip.video)
+    require_machine(error, video, passed=True)
+    if "://" not in video:
+        if clip.key in task.there:
+            _require_sources(clip)
+    elif not isinstance(error, (ValueError, TypeError)) and getattr(error, "filename", None) is None:
+        _require_store(video)  # what failed is neither its content nor a file of this machine
+        return UserError(f"{video}: cannot be read ({answer_of(cause_of(error))})")
+    return UserError(reason_of(error, video))
+
+
+def _store(url: str) -> str:
+    """Scheme and host, or bucket, of a URL."""
+    return "{0.scheme}://{0.netloc}".format(urlsplit(url))
+
+
+def _require_store(url: str) -> None:
+    """MachineError if the store of a file that cannot be read fails for everything, or for what was read from it before.
+
+    It may be away, or access to it may have expired. If its clips were skipped instead, the finished set would lack all that
+    were still to be packed.
+    """
+    before = _reached.get(_store(url))
+    try:
+        if before is None:
+            system, place = filesystem_of(url.rpartition("/")[0])
+            system.info(place)
+        else:
+            with open_bytes(before) as file:
+                file.read(1)
+    except Exception as error:
+        failure = cause_of(error)
+        if before is not None or may_pass(failure):
+            raise MachineError(public(
+                f"{_store(url)}: {'gave files before, and does so no longer' if before else 'does not answer'} "
+                f"({answer_of(failure)}); finished shards are kept: run again with --resume when it does"
+            )) from error
 
 
 def _require_sources(clip: ClipAnnotation) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from svdata2vec.shards.annotations import ClipAnnotation, Skipped
-from svdata2vec.shards.errors import ItemError, reason_of
+from svdata2vec.shards.errors import ItemError, reason_of, require_machine
 
 Item = TypeVar("Item")
 
@@ -16,7 +16,7 @@ def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name
 
     An item for which it raises is added to `skipped` under `name(item)`, its key and file; an `ItemError` has its own file. So
     is the second of two clips with one key; the reason names both videos. An entry whose key is also that of a clip gets the
-    key `KEY (again)`.
+    key `KEY (again)`. Raises MachineError if the machine failed, not the item.
     """
     clips: dict[str, ClipAnnotation] = {}
     left_out: list[Skipped] = []
@@ -26,6 +26,7 @@ def clips_of(items: Iterable[Item], make: Callable[[Item], ClipAnnotation], name
         except Exception as error:  # noqa: BLE001 - any error: one item must never end the packing
             key, source = name(item)
             source = error.source if isinstance(error, ItemError) else source
+            require_machine(error, source)
             left_out.append(Skipped(key, reason_of(error, source), source))
             continue
         first = clips.setdefault(clip.key, clip)

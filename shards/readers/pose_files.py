@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
-from svdata2vec.shards.errors import UserError, reason_of
+from svdata2vec.shards.errors import UserError, reason_of, require_machine
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
 from svdata2vec.shards.ranges import Range, Share, check_number
 from svdata2vec.shards.readers.joint_order import choose_layout
@@ -143,6 +143,7 @@ def _first_poses(clips: Sequence[ClipAnnotation]) -> list[np.ndarray]:
         try:
             pose = read_poses(clip.pose_file.path, *clip.pose_file.arguments)
         except Exception as error:  # noqa: BLE001 - packing names the clip
+            require_machine(error, clip.pose_file.path)
             reason = reason or reason_of(error, clip.pose_file.path)
             continue
         found.append(pose.pose_MTVC)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from svdata2vec.shards.annotations import Skipped
-from svdata2vec.shards.errors import UserError, reason_of, require_folder
+from svdata2vec.shards.errors import UserError, reason_of, require_folder, require_machine
 from svdata2vec.shards.shown import some_of
 from svdata2vec.shards.urls import filesystem_of
 
@@ -83,6 +83,7 @@ def _enter(found: Walk, folder: str, above: tuple[tuple[int, int], ...]) -> None
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         here = Path(folder).stat()
     except OSError as error:
+        require_machine(error, folder)
         found.left_out.append(Skipped(found.relative(folder) or folder, reason_of(error, folder), folder))
         return
     found.folders.append(folder)
@@ -104,6 +105,7 @@ def _add(found: Walk, entry: os.DirEntry[str], chain: tuple[tuple[int, int], ...
             return None
         facts = entry.stat()
     except OSError as error:
+        require_machine(error, entry.path)
         with suppress(OSError):  # not a link, or one that cannot be read either
             return f"a link to {Path(entry.path).readlink()}, which cannot be reached ({error.strerror})"
         return f"cannot be read ({error.strerror})"

@@ -27,7 +27,7 @@ from svdata2vec.shards.reading.shardset import ShardSet, extent, load_head
 from svdata2vec.shards.reading.sums import ChangedError
 from svdata2vec.shards.reading.tarfetch import TarFetcher, copy_name
 from svdata2vec.shards.shown import public
-from svdata2vec.shards.urls import HTTP, RETRY_SECONDS, StoreError, filesystem_of, may_pass
+from svdata2vec.shards.urls import HTTP, RETRY_SECONDS, StoreError, cause_of, filesystem_of, may_pass
 
 log = logging.getLogger(__name__)
 _WARNED: set[str] = set()  # stores without ranges that were reported
@@ -216,9 +216,7 @@ def _try(request: Callable[[], Any], name: str) -> Any:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (*DISK_FULL, *TOO_MANY_FILES):
                 raise
-            # If a server reports no size, fsspec reports a missing file for any response; its time-outs have no message.
-            cause = error.__cause__
-            reason = error if cause is None or (str(error) and not hasattr(cause, "status")) else cause
+            reason = cause_of(error)
             kind = StoreError if may_pass(reason) else UserError
             if wait_seconds is None or kind is UserError:
                 raise kind(public(f"{name}: cannot be read ({type(reason).__name__}: {reason})")) from error
