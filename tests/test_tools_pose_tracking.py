@@ -452,6 +452,23 @@ def test_a_full_disk_ends_with_one_line(videos: Path, tmp_path: Path, model: Blo
     assert "No space left on device; finished videos are kept, run again to continue" in capsys.readouterr().err
 
 
+def test_a_model_that_fails_leaves_no_video_out(
+    videos: Path, tmp_path: Path, model: BlockModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After such an error every call of CUDA fails: all videos that are left would be skipped, and the pickle written."""
+    predict, out = BlockModel.predict, tmp_path / "x.pkl"
+
+    def fail(model: BlockModel, prepared: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    monkeypatch.setattr(BlockModel, "predict", fail)
+    assert run(videos, "--out", out) == 1 and not out.exists()
+    said = capsys.readouterr().err
+    assert re.search(r"\.mp4: the model failed \(CUDA error: an illegal memory access was encountered\); finished videos", said)
+    monkeypatch.setattr(BlockModel, "predict", predict)
+    assert run(videos, "--out", out) == 0
+
+
 def test_a_failed_download_leaves_the_work_folder_free(
     videos: Path, tmp_path: Path, model: BlockModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

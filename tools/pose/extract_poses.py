@@ -29,7 +29,7 @@ from pose_work import VideoPoses, WorkFolder, annotation, check_output, write_pi
 from pose_zoo import MEDIAPIPE, MODELS, OPENMMLAB
 
 from svdata2vec.pipeline.background import Prefetch
-from svdata2vec.shards.errors import UserError, reason_of
+from svdata2vec.shards.errors import MachineError, UserError, reason_of, require_machine
 from svdata2vec.shards.tracking import Detections, TrackingOptions, inside, track_persons
 from svdata2vec.shards.video import VideoReader, silence_decoder
 
@@ -140,7 +140,10 @@ def load_model(given: argparse.Namespace) -> Any:
 
 
 def extract_videos(videos: Sequence[Video], model: Any, work: WorkFolder, boxes: GivenBoxes | None) -> dict[str, str]:
-    """Detect in every video and store the result; returns video -> reason for videos that cannot be used."""
+    """Detect in every video and store the result; returns video -> reason for videos that cannot be used.
+
+    Raises MachineError if the model or the machine fails: no video is to blame.
+    """
     skipped: dict[str, str] = {}
     progress = Progress(len(videos))
     for video in videos:
@@ -149,6 +152,7 @@ def extract_videos(videos: Sequence[Video], model: Any, work: WorkFolder, boxes:
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - one bad video must not stop the others
+            require_machine(error, video.path)
             skipped[video.path] = reason_of(error, video.path)
         else:
             work.save(video, poses)
@@ -165,7 +169,7 @@ def detect(video: Video, model: Any, boxes: GivenBoxes | None, report: Callable[
         width, height = reader.info.width, reader.info.height
         with closing(Prefetch(_prepared(reader, model, given), depth=2, name="frames")) as steps:
             for prepared in steps:
-                frames += [inside(found, width, height) for found in model.predict(prepared)]
+                frames += [inside(found, width, height) for found in _predicted(model, prepared, video)]
                 report(len(prepared))
         problem = reader.cut_short()
     if problem is not None:
@@ -174,6 +178,16 @@ def detect(video: Video, model: Any, boxes: GivenBoxes | None, report: Callable[
     if wrong:
         raise UserError(f"{video.path}: has {len(frames)} frames, but there are boxes for frame {wrong[0]}")
     return VideoPoses(frames, width, height)
+
+
+def _predicted(model: Any, prepared: list[Any], video: Video) -> list[Detections]:
+    """The model's detections. What it is given has one form whatever the video: a failure is that of the machine."""
+    try:
+        found: list[Detections] = model.predict(prepared)
+    except RuntimeError as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MachineError(f"{video.path}: the model failed ({said})") from error
+    return found
 
 
 def _prepared(reader: VideoReader, model: Any, given: dict[int, np.ndarray] | None) -> Iterator[list[Any]]:
@@ -261,10 +275,13 @@ def finish(given: argparse.Namespace, videos: VideoList, work: WorkFolder, skipp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 wrong input or no space, 130 interrupted."""
+    """Exit status: 0 done, 1 the machine failed, 2 wrong input or no space, 130 interrupted."""
     silence_decoder()
     try:
         return extract(parse(arguments))
+    except MachineError as error:
+        print(f"error: {error}; finished videos are kept, run again to continue", file=sys.stderr)
+        return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
