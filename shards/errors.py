@@ -47,7 +47,7 @@ def require_folder(path: str | Path, expected: str) -> None:
 def require_machine(error: Exception, where: object, *, passed: bool = False) -> None:
     """MachineError if the machine failed, not the file: clips that are left out for it could not be added to a finished set.
 
-    `passed`: the failure of a disk was waited for already, and others of its files can be read.
+    `passed`: errors of a disk do not count; the caller has waited for them.
     """
     if isinstance(error, MachineError):
         raise error

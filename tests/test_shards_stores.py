@@ -39,9 +39,9 @@ def of_videos(url: str) -> DataSet:
 @pytest.mark.parametrize(
     ("status", "first", "said"),
     [
-        (503, True, "does not answer"),
-        (503, False, "gave files before, and does so no longer"),
-        (403, False, "gave files before, and does so no longer"),
+        (503, True, "fails"),
+        (503, False, "no longer gives what it gave before"),
+        (403, False, "no longer gives what it gave before"),
     ],
 )
 def test_a_store_that_goes_away_ends_the_packing(
@@ -66,7 +66,7 @@ def test_a_server_that_is_not_there_ends_the_packing(tmp_path: Path, monkeypatch
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    with pytest.raises(MachineError, match=rf"^{address}: does not answer \(ClientConnectorError: Cannot connect"):
+    with pytest.raises(MachineError, match=rf"^{address}: fails \(ClientConnectorError: Cannot connect"):
         pack(of_videos(address), tmp_path / "out", ONE_BY_ONE)
 
 

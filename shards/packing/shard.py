@@ -222,10 +222,9 @@ def _require_store(url: str) -> None:
     except Exception as error:
         failure = cause_of(error)
         if before is not None or may_pass(failure):
-            raise MachineError(public(
-                f"{_store(url)}: {'gave files before, and does so no longer' if before else 'does not answer'} "
-                f"({answer_of(failure)}); finished shards are kept: run again with --resume when it does"
-            )) from error
+            does = "no longer gives what it gave before" if before else "fails"
+            raise MachineError(public(f"{_store(url)}: {does} ({answer_of(failure)}); finished shards are kept: run again with "
+                                      "--resume when it works")) from error
 
 
 def _require_sources(clip: ClipAnnotation) -> None:
