@@ -218,7 +218,7 @@ def test_the_maximum_of_any_map_in_many_tiles(sizes: tuple[int, int, int, int], 
         assert_call(replace(call, op="batch_norm_prelu_pool"))
 
 
-def test_of_equal_values_the_first_has_the_gradient_and_what_is_no_number_comes_through() -> None:
+def test_the_first_of_equal_values_has_the_gradient_and_nan_propagates() -> None:
     """As in PyTorch, where a map is flat and where it has diverged."""
     norm, prelu, pool = torch.nn.BatchNorm2d(2).eval().to(DEVICE), torch.nn.PReLU(2).to(DEVICE), torch.nn.MaxPool2d(3, 2, 1)
     x = cases.channels_last(torch.ones(2, 2, 5, 4)).to(DEVICE)

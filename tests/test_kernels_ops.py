@@ -79,7 +79,7 @@ def test_opcheck_of_bfloat16_in_transposed_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_beside_the_operator_has_its_values_and_gradients(name: str) -> None:
+def test_the_direct_call_has_the_values_and_gradients_of_the_operator(name: str) -> None:
     """Recorded calls go through the operator, all others don't (see register.py)."""
     call = CALLS[name](SMALL, Draw(torch.bfloat16))
     with profile() as profiled:
@@ -351,7 +351,7 @@ TOO_LARGE: dict[str, Callable[[Impl], Tensor]] = {
 
 
 @pytest.mark.parametrize("what", TOO_LARGE)
-def test_what_is_too_large_for_a_kernel_runs_the_reference_and_says_so(
+def test_inputs_too_large_for_a_kernel_run_the_reference_and_are_logged(
     what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where Triton would run: no setting that a CPU takes ends a run on a GPU. Who asks for Triton is told."""

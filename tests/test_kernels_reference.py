@@ -81,7 +81,7 @@ def test_folded_windows_hold_each_pixel_once(impl: Impl, H: int, W: int) -> None
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_cannot_be_folded_is_refused() -> None:
+def test_frames_that_cannot_be_folded_are_refused() -> None:
     video = torch.zeros(1, 2, 6, 5, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="a picture of 6 x 5 pixels cannot be folded; expected even numbers"):
         K.gather_frames(video, torch.zeros(1, 1, dtype=torch.int64), folded=True)

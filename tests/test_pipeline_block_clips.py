@@ -158,7 +158,7 @@ def test_a_step_of_pretraining_is_that_of_the_decoded_frames(uploads: None, shar
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
-def test_they_are_cloned_copied_chosen_moved_and_blended(uploads: None, shards: ShardSet) -> None:
+def test_block_clips_are_cloned_copied_chosen_moved_and_blended(uploads: None, shards: ShardSet) -> None:
     one, two = (video(batch) for batch in batches(shards)[:2])
     want, kept = frames_of(two), one.clone()
     kept.copy_(two)

@@ -91,7 +91,7 @@ def shards(tmp_path: Path) -> ShardSet:
     return shard_set(tmp_path / "set", 9, codec="blocks", size=64)
 
 
-def test_where_the_frames_lie_is_known_without_them(shards: ShardSet) -> None:
+def test_positions_of_frames_are_known_without_reading_them(shards: ShardSet) -> None:
     whole = shards.sample(3)
     assert whole.video is not None and whole.offsets is not None and whole.blocks is not None
     table = shards.sample(3, video=False, table=True)
@@ -165,7 +165,7 @@ def test_a_manifest_that_states_no_format_or_another_codec_is_refused(shards: Sh
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "index.npy", "sums.npy", "shard-000001.tar", "skipped.jsonl"])
-def test_a_file_that_may_not_be_read_is_named(shards: ShardSet, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_an_unreadable_file_is_named(shards: ShardSet, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The user who runs the tests may be allowed to read everything, so the system's answer is faked."""
     folder, message = Path(shards.root), f"{name}: this user may not read it; change its permissions"
     (folder / "skipped.jsonl").touch()

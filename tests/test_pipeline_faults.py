@@ -58,7 +58,7 @@ def run(shards: ShardSet, *, train: bool = True, batch_size: int = 4, **options)
         return list(loader), loader
 
 
-def test_a_damaged_clip_is_told_of_once(shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_clip_is_reported_once(shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
     """Not in every epoch, and the line names its tar only once."""
     damage(shards, 5, "pose.npy", None, 0.0)
     with caplog.at_level(logging.WARNING), ClipLoader(shards, "all", PLAN, batch_size=4, train=True) as loader:
@@ -122,7 +122,7 @@ def test_the_replacement_does_not_depend_on_batches_or_ranks(shards):
     assert keys_of([batch for pair in zip(*parts, strict=True) for batch in pair]) == reference
 
 
-def test_of_clips_that_are_read_together_only_the_damaged_ones_fail(summed):
+def test_only_damaged_clips_fail_among_those_read_together(summed):
     """Each with its own reason; the other clips are bit for bit what they are without the damaged ones."""
     with ClipLoader(summed, "all", PLAN, batch_size=4, train=True) as loader:
         producer = loader.make_producer()
@@ -169,7 +169,7 @@ def test_one_clip_of_few_may_be_lost_in_each_pass(shards, rate, views, passes, c
                 list(loader)
 
 
-def test_resume_behind_a_damaged_clip_is_exact(shards):
+def test_resume_after_a_damaged_clip_is_exact(shards):
     damage(shards, 5, "jpegs", bytes(range(256)) * 400, 0.02)
     whole, _ = run(shards, batch_size=2)
     with ClipLoader(shards, "all", PLAN, batch_size=2, train=True) as loader:

@@ -202,7 +202,7 @@ nvImageCodec failure: '#3'
 Current pipeline object is no longer valid."""
 
 
-def test_one_damaged_clip_is_told_from_a_gpu_that_fails(monkeypatch):
+def test_a_damaged_clip_is_distinguished_from_a_failing_gpu(monkeypatch):
     """In the words of DALI 2.4 on an H100."""
     decoder = DaliDecoder("jpeg", SIZE)
     plain = affine.scale_and_shift(2, 2, 0, 0)
@@ -346,7 +346,7 @@ def test_a_decoder_process_that_cannot_be_started_is_an_error_and_started_later(
     decoder.close()
 
 
-def test_memory_that_cannot_be_mapped_is_no_damage_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_mapped_does_not_count_as_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, clips = PyavDecoder(1), [encoded_clip("h264", 10, [0, 1, 9], affine.scale_and_shift(2, 2, 0, 0))]
     with monkeypatch.context() as patched:
         patched.setattr(pyavdecoder.mmap, "mmap", Mock(side_effect=OSError(errno.ENOMEM, "Cannot allocate memory")))
@@ -374,7 +374,7 @@ def test_dali_knows_every_operator_of_the_gpu_graphs(codec: str, geometry: str) 
     assert b"mixed" in written and b"gpu" in written
 
 
-def test_the_gpus_decoder_is_told_its_share_and_the_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_decoder_gets_its_share_and_the_largest_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that its engines take their share, and no buffer grows during a run."""
     decode_image, given = graph_module.fn.decoders.image, {}
 
@@ -408,7 +408,7 @@ class Rows:
 
 @pytest.mark.parametrize("places", [[0, 1], [1, 0], [0, 0]])
 @pytest.mark.parametrize("rows", [[0, 1], [0, 2]])
-def test_what_a_gpu_decoded_has_been_copied_before_dali_goes_on(
+def test_gpu_outputs_are_copied_before_dali_reuses_them(
     rows: list[int], places: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DALI's next run may write to the same memory, on its own stream: only the copy's stream is waited for."""

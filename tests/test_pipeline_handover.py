@@ -146,7 +146,7 @@ def events(monkeypatch):
     return written
 
 
-def test_a_lane_works_on_a_stream_of_its_own_and_waits_for_that_alone(events):
+def test_a_lane_has_its_own_stream_and_waits_for_no_other(events):
     one, two = (Lane(None, torch.device("cuda:1")) for _ in range(2))
     for lane in (one, two):
         with lane.work():
@@ -187,7 +187,7 @@ def test_a_loader_on_a_gpu_has_two_lanes(events, tmp_path, monkeypatch):
     assert events == ["new stream 0", "new stream 1"]
 
 
-def test_the_consumer_waits_for_nothing_and_keeps_the_memory_until_it_is_done(events):
+def test_the_consumer_does_not_wait_and_keeps_the_memory_until_it_is_done(events):
     tensors = {
         name: SimpleNamespace(
             is_cuda=place == "cuda", device=place, record_stream=lambda stream, name=name: events.append((name, stream.name))

@@ -99,7 +99,7 @@ def test_an_epoch_of_weighted_sets_takes_what_they_say() -> None:
     (range(12), (0.5, 2.5), 4 + 12), (range(3), (0.5, 2.5), 2), ([3], (0.4, 1.0), 1), ([7, 11], (0.5, 2.5), 5),
     (range(12), (0.3, 0.3), 2 + 2), ([0, 9], (1.0, 0.1), 1 + 1), (range(12), (), 12), ([2, 8, 9], (1.0, 1.0), 3),
 ])
-def test_what_an_epoch_takes_is_what_a_loader_gives(
+def test_the_clips_counted_for_an_epoch_are_those_of_the_loader(
     rows: Sequence[int], weights: tuple[float, ...], expected: int, coco: ShardSet, kinect: ShardSet
 ) -> None:
     """From all rows, or from few labels, which may all be of one set; at least one clip of each set that has any."""
@@ -127,7 +127,7 @@ def test_sets_of_equal_names_and_other_joints_are_one_set(coco: ShardSet, kinect
             assert torch.equal(masks[0].keep_NK, masks[1].keep_NK)
 
 
-def test_of_kinect_coco_gets_twelve_joints_and_the_head_stays_missing(kinect: ShardSet) -> None:
+def test_kinect_gives_coco_twelve_joints_and_no_head(kinect: ShardSet) -> None:
     """The crop is still that of all 25 joints."""
     alone, mapped = clips_of(kinect, train=False), clips_of(JoinedShards([kinect], "coco17"), train=False)
     names = ["shoulder", "elbow", "wrist", "hip", "knee", "ankle"]
@@ -152,7 +152,7 @@ def test_a_clip_that_comes_twice_is_drawn_twice(coco: ShardSet, kinect: ShardSet
     assert len(tested) == 7 + 5, "an evaluation takes every clip once"
 
 
-def test_a_joined_set_goes_on_where_it_was_and_knows_its_weights(coco: ShardSet, kinect: ShardSet) -> None:
+def test_a_joined_set_resumes_and_checks_its_weights(coco: ShardSet, kinect: ShardSet) -> None:
     def loader(*weights: float, batch: int = 3) -> ClipLoader:
         return ClipLoader(JoinedShards([coco, kinect], "coco17", weights), "all", PLAN, batch_size=batch, train=True,
                           decoder="reference")
@@ -245,7 +245,7 @@ def test_a_joined_set_tells_the_encoding_that_all_have(coco: ShardSet, tmp_path:
     assert JoinedShards([sets[0], coco]).manifest.codec_options == {}
 
 
-def test_what_cannot_be_read_as_one_is_refused_in_one_line(coco: ShardSet, kinect: ShardSet, tmp_path: Path) -> None:
+def test_sets_that_cannot_be_joined_are_refused_in_one_line(coco: ShardSet, kinect: ShardSet, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several joint layouts \(.*coco: coco17, .*kinect: kinect25\).*--data.layout coco17"):
         JoinedShards([coco, kinect])
     with pytest.raises(UserError, match=r"unknown joint layout 'coco'"):
@@ -281,7 +281,7 @@ def test_commas_divide_sets_unless_a_folder_has_one(tmp_path: Path) -> None:
         set_names("a,,b")
 
 
-def test_no_two_clips_have_one_name_whatever_the_folders_are_called(tmp_path: Path) -> None:
+def test_clips_of_joined_sets_have_different_names(tmp_path: Path) -> None:
     """The second folder with a name gets a number, and the result may be another folder's name."""
     places = ["a/set", "b/set", "c/set-1"]
     sets = [shard_set(tmp_path / place, 2, size=32, first_seed=10 * i) for i, place in enumerate(places)]

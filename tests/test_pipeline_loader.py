@@ -175,7 +175,7 @@ def test_state_of_other_data_is_refused(shards):
         make(shards).load_state_dict({**state, "position": 99})
 
 
-def test_early_break_goes_on_and_set_epoch_goes_back(shards):
+def test_a_loop_left_early_continues_and_set_epoch_goes_back(shards):
     with make(shards) as loader:
         whole = list(loader)
     with make(shards) as loader:
@@ -196,7 +196,7 @@ def test_an_epoch_is_a_whole_number(shards, epoch):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_after_two_loops_at_once_one_alone_goes_on(shards, train):
+def test_one_loop_continues_after_two_at_once(shards, train):
     with make(shards, train=train) as loader:
         whole = list(loader)
     with make(shards, train=train) as loader:

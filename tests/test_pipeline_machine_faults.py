@@ -43,7 +43,7 @@ STICKY = "CUDA runtime API error cudaErrorIllegalAddress (700):\nan illegal memo
 DAMAGED = "nvImageCodec failure: '#3'"
 
 
-def test_too_many_open_files_are_no_damage_of_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_open_files_do_not_count_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = shard_set(tmp_path, 4)
 
     def refused(*_: object) -> int:
@@ -74,7 +74,7 @@ def test_too_many_open_files_are_no_damage_of_clips(tmp_path: Path, monkeypatch:
         ("Failed to decode sample #12 :", None, "Failed to decode sample #12 :"),
     ],
 )
-def test_whose_fault_it_is(words: str, kind: str | None, told: str) -> None:
+def test_errors_are_attributed_to_clip_or_machine(words: str, kind: str | None, told: str) -> None:
     older = f"Critical error in pipeline:\nError when executing Mixed operator ImageDecoder encountered:\n{words}\n{CLOSING}"
     for text in (report(words), older, words):
         assert reason(RuntimeError(text)) == told
@@ -185,7 +185,7 @@ def test_the_command_ends_in_one_line(
     assert line.startswith("svdata2vec pretrain: 4 clips cannot be decoded, which is the machine's fault") and told in line
 
 
-def test_the_command_goes_on_without_a_damaged_clip(
+def test_the_command_continues_without_a_damaged_clip(
     shards: ShardSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Planted(DAMAGED, key="clip00005").install(monkeypatch)

@@ -46,7 +46,7 @@ def test_a_whole_number_is_one_key_whatever_its_type(kind):
 
 
 @pytest.mark.parametrize("part", [1.0, None, b"key"])
-def test_what_is_neither_number_nor_text_is_no_key(part):
+def test_keys_are_numbers_or_text(part):
     with pytest.raises(TypeError):
         keyed_generator("train", part)
 
@@ -71,7 +71,7 @@ def test_ranks_share_every_step_without_gap_or_overlap(num_clips, world_size, ba
         assert seen == list(range(whole))
 
 
-def test_another_world_size_goes_on_where_the_first_stopped():
+def test_another_world_size_resumes_where_the_first_stopped():
     first = order_of(100, 4, False, 0, 2).steps(0)[:5]
     rest = order_of(100, 4, False, 0, 3).steps(first[-1][1])
     assert [i for start, stop in first + rest for i in range(start, stop)] == list(range(100))

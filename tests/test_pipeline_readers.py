@@ -86,7 +86,7 @@ def test_so_many_batches_are_made_ahead(shards, monkeypatch, prefetch, readers, 
         assert len(begun) == taken + loader.most_ahead
 
 
-def test_what_is_left_half_way_may_be_closed_before_it_is_dropped(shards):
+def test_an_abandoned_iterator_may_be_closed_before_it_is_dropped(shards):
     """As a benchmark does, whose iterator is freed last: an error would be a traceback that cannot be caught."""
     producer = loader_of(shards, 3).make_producer()
     reads = producer.read(0, 0)
@@ -109,7 +109,7 @@ def test_larger_clips_follow_smaller_ones(tmp_path):
     assert_same(batches_of(shards, 0, 1, **options), batches_of(shards, 1, 1, **options))
 
 
-def test_an_interrupted_epoch_goes_on_and_back(shards):
+def test_an_interrupted_epoch_continues_and_restarts(shards):
     whole = batches_of(shards, 0, 1)
     with loader_of(shards) as loader:
         assert_same(whole[:2], list(itertools.islice(loader, 2)))
@@ -156,7 +156,7 @@ def test_a_reader_that_is_killed_ends_the_run_in_one_line(shards):
     assert not reader_processes()
 
 
-def test_readers_that_cannot_open_the_set_are_ended_and_later_started_anew(shards):
+def test_readers_that_cannot_open_the_set_are_ended_and_restarted_later(shards):
     hidden = shards.root.rename(shards.root.with_name("hidden"))
     with loader_of(shards) as loader:
         with pytest.raises(UserError, match="no such folder"):
@@ -166,7 +166,7 @@ def test_readers_that_cannot_open_the_set_are_ended_and_later_started_anew(shard
         assert len(next(iter(loader))) == 4
 
 
-def test_a_reader_that_cannot_be_started_and_a_failing_disk_are_told_as_such(shards, monkeypatch):
+def test_a_reader_that_cannot_start_and_a_failing_disk_are_reported_as_such(shards, monkeypatch):
     """Neither is a process that has ended."""
     with loader_of(shards) as loader:
         with monkeypatch.context() as patched:

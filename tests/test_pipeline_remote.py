@@ -61,7 +61,7 @@ def batches(shards: ShardSet, **options) -> list:
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
-def test_a_full_disk_of_the_cache_is_no_damage_of_clips(url, tmp_path, monkeypatch, fetch):
+def test_a_full_disk_under_the_cache_does_not_count_as_damage(url, tmp_path, monkeypatch, fetch):
     """It ends the run and names the cache's path: no clip is replaced, and no request is repeated."""
     remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
     name_of = atomic.temporary_name
@@ -99,7 +99,7 @@ def test_cache_stays_within_its_bound(local, url, tmp_path):
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
-def test_a_set_that_is_packed_anew_shares_the_bound_of_its_cache(local, url, tmp_path, fetch):
+def test_a_set_that_is_packed_again_shares_the_bound_of_its_cache(local, url, tmp_path, fetch):
     """Each version of a set used to have its own cache, as large as the whole bound, and old ones stayed forever."""
     store, bound = fsspec.filesystem("memory"), max(shard.bytes for shard in local.manifest.shards)
     old = RemoteShardSet(url, cache=tmp_path / "cache", cache_bytes=bound, fetch=fetch)
@@ -159,7 +159,7 @@ def test_changed_whole_shard_is_refused(url, tmp_path):
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
-def test_a_copy_that_was_damaged_in_the_cache_is_fetched_anew(local, url, tmp_path, fetch):
+def test_a_copy_damaged_in_the_cache_is_fetched_again(local, url, tmp_path, fetch):
     """The shard, which is intact, was reported as damaged forever after."""
     remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
     remote.sample(0)
@@ -250,7 +250,7 @@ def test_a_web_server_serves_shards(local, http_url, tmp_path, monkeypatch, fetc
 
 
 @pytest.mark.parametrize("fetch", ["clips", "shards"])
-def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_url, tmp_path, monkeypatch, fetch):
+def test_the_query_of_a_url_is_sent_with_every_file(local, http_url, tmp_path, monkeypatch, fetch):
     """Such as a store's signature. It is not part of a name, so the cache is found again under another signature."""
     monkeypatch.setattr(Ranged, "query", "sv=2&sig=a/b%2Bc%3D")
     remote = RemoteShardSet(f"{http_url.replace('://', '://me:pass-word@')}/?{Ranged.query}", cache=tmp_path, fetch=fetch)
@@ -266,7 +266,7 @@ def test_what_a_url_has_behind_a_question_mark_goes_with_every_file(local, http_
 @pytest.mark.parametrize(("name", "message"), [
     ("manifest.json", "not valid JSON"), ("index.npy", "not a readable array"), ("sums.npy", "not a readable array"),
 ])
-def test_what_is_wrong_beside_the_tars_is_said_of_the_url(url, tmp_path, name, message):
+def test_errors_beside_the_tars_name_the_url(url, tmp_path, name, message):
     """Messages named the file in the cache, which the user cannot repair."""
     fsspec.filesystem("memory").pipe_file(f"/bucket/{name}", b"<html>Please log in</html>")
     with pytest.raises(UserError, match=rf"^memory://bucket/{name}: {message}"):
@@ -341,7 +341,7 @@ def test_transient_failures_are_tried_again(url, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("fetch", "request_of"), [("clips", "cat_file"), ("shards", "get_file")])
-def test_a_store_that_goes_on_failing_is_no_damage_of_clips(url, tmp_path, monkeypatch, fetch, request_of):
+def test_a_store_that_keeps_failing_does_not_count_as_damage(url, tmp_path, monkeypatch, fetch, request_of):
     """If a store stayed busy for all repeated requests, the run lost clips: the store still reported the tar's size."""
     monkeypatch.setattr("svdata2vec.shards.reading.remote.RETRY_SECONDS", (0.0,))
     remote = RemoteShardSet(url, cache=tmp_path, fetch=fetch)
@@ -354,7 +354,7 @@ def test_a_store_that_goes_on_failing_is_no_damage_of_clips(url, tmp_path, monke
         batches(remote, max_bad_rate=1.0)
 
 
-def test_what_a_server_refuses_is_asked_for_once_and_its_answer_told(http_url, tmp_path, monkeypatch, caplog):
+def test_a_request_that_a_server_refuses_is_sent_once_and_its_answer_shown(http_url, tmp_path, monkeypatch, caplog):
     remote = RemoteShardSet(http_url.replace("://", "://me:pass-word@"), cache=tmp_path)
     monkeypatch.setattr(Ranged, "status", 403)
     said = rf"^{http_url}/shard-000000.tar: cannot be read \(ClientResponseError: 403"
@@ -375,7 +375,7 @@ def test_a_server_without_ranges_is_understood(local, url, tmp_path, monkeypatch
     assert "sends whole files for ranges" in caplog.text
 
 
-def test_what_is_cached_keeps_no_file_open(tmp_path):
+def test_cached_clips_keep_no_file_open(tmp_path):
     """Clips of large batches were in more tars than the files that a process may have open."""
     cache = RangeCache(tmp_path, 250)
     cache.get("a", 100, lambda: b"x" * 100)

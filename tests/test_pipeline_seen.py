@@ -73,7 +73,7 @@ def test_an_unseen_frame_repeats_the_seen_one_before_it() -> None:
 
 
 @pytest.mark.parametrize("decoder", ["dali", "reference"])
-def test_what_the_student_reads_is_what_it_reads_of_whole_clips(shards: ShardSet, decoder: Any) -> None:
+def test_the_student_reads_the_same_of_kept_frames_and_of_whole_clips(shards: ShardSet, decoder: Any) -> None:
     """Bit for bit; joints, labels and names too. Readers in another process agree."""
     whole, seen = batches(shards, None, decoder=decoder), batches(shards, SEEN, decoder=decoder)
     for number, (one, two) in enumerate(zip(whole, seen, strict=True)):
@@ -150,7 +150,7 @@ def test_all_frames_are_decoded_where_all_are_looked_at(tmp_path: Path, changes:
     assert frames_seen(replace(config, **changes)) is None
 
 
-def test_what_would_change_a_picture_is_refused(tmp_path: Path) -> None:
+def test_options_that_would_change_a_picture_are_refused(tmp_path: Path) -> None:
     shards = shard_set(tmp_path, 2, size=64)
     contrast = replace(PLAN, augment=AugmentConfig(contrast=0.2))
     for plan, train, message in ((PLAN, False, "train=True"), (replace(PLAN, num_frames=8), True, "a plan of as many"),

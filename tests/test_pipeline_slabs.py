@@ -94,7 +94,7 @@ def test_each_slab_is_locked_once_and_unlocked_at_the_end(caplog: pytest.LogCapt
     slabs.close()
 
 
-def test_where_locking_is_refused_it_is_said_once_and_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_system_without_locks_is_reported_once_and_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     lock = FakeLock(most=1)
     slabs = Slabs(2, 5000, lock)
     with caplog.at_level(logging.WARNING):
@@ -139,7 +139,7 @@ def test_cuda_is_asked_for_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatc
     assert lock.lock(memory) == "CUDA error 2 for 3 MiB"
 
 
-def test_a_refusal_is_kept_for_no_thread_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_not_kept_for_threads_that_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA keeps an error for the thread that caused it; PyTorch raises it after the next kernel that this thread starts."""
     kept = threading.local()
 

@@ -173,7 +173,7 @@ def test_sections_are_aligned(side: int) -> None:
     assert BlockFormat(320, 2, 2).frame_bytes == 57_600 and BlockFormat(320, 3, 3).frame_bytes == 76_800
 
 
-def test_what_is_no_clip_is_refused() -> None:
+def test_files_that_are_no_clip_are_refused() -> None:
     clip = bytearray(random_clip(BlockFormat(32, 3, 2), 3))
 
     def refused(content: bytes, message: str) -> None:

@@ -133,7 +133,7 @@ def test_a_copied_file_is_the_one_that_was_decoded(
     assert keys == ["b"] and "a.mp4: changed while it was packed" in left_out["a"]
 
 
-def test_files_that_nobody_touches_are_packed(dataset: DataSet, tmp_path: Path) -> None:
+def test_untouched_files_are_packed(dataset: DataSet, tmp_path: Path) -> None:
     assert packed_keys(dataset, tmp_path / "shards") == (["a", "b", "long_0", "long_1"], {})
 
 

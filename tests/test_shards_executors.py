@@ -69,7 +69,7 @@ def test_a_clip_that_ended_a_packing_of_one_process_is_left_out_by_the_next_run(
     assert "b.mp4: crashes the process that decodes it" in left_out["reason"]
 
 
-def test_where_no_process_can_begin_no_clip_is_to_blame(tmp_path: Path) -> None:
+def test_no_clip_is_blamed_if_no_process_can_start(tmp_path: Path) -> None:
     """A script from standard input continues after kill -9, which leaves the note of its current clip."""
     root, out = write_tree(tmp_path / "videos", "c/a.mp4"), tmp_path / "out"
     script = ("import pathlib\n"
@@ -118,7 +118,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return found
 
 
-def test_a_cluster_whose_last_worker_is_gone_is_waited_for_and_said(
+def test_a_cluster_without_workers_is_waited_for_and_reported(
     cluster: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It may be restarted; packing used to wait forever, silently."""

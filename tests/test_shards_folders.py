@@ -43,7 +43,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     assert {entry["key"] for entry in listed} == set(found)
 
 
-def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4")
     real = os.scandir
 
@@ -73,7 +73,7 @@ def test_a_disk_that_fails_leaves_nothing_out(number: int, tmp_path: Path, monke
         open_dataset("folder", root=root)
 
 
-def test_a_folder_in_one_that_may_not_be_entered_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_below_an_inaccessible_one_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are read (mode 644), but nothing else of what they call; no link is among them."""
     root = write_tree(tmp_path / "own", "run/a.mp4", "train/walk/b.mp4")
     real = os.scandir
@@ -91,7 +91,7 @@ def test_a_folder_in_one_that_may_not_be_entered_is_listed(tmp_path: Path, monke
         "train/walk": f"{root / 'train/walk'}: cannot be read (Permission denied)"}
 
 
-def test_what_may_not_be_read_is_left_out_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_unreadable_files_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4")
     real = Path.stat
 
@@ -126,7 +126,7 @@ def test_a_video_is_what_can_be_decoded_whatever_its_name_ends_with(tmp_path: Pa
     assert packed(open_dataset("pyskl", pickle_path=path, videos=root), tmp_path).manifest.num_clips == 1
 
 
-def test_what_is_no_data_is_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_are_no_data_are_skipped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_tree(tmp_path / "own", "run/a.mp4", "run/._a.mp4", ".cache/x.mp4", "__MACOSX/run/a.mp4", "run/@eaDir/a.mp4")
     (root / "notes.txt").write_text("hello")
     (root / "run" / "picture.jpg").write_bytes(b"\xff\xd8\xff\xd9")
@@ -169,7 +169,7 @@ def test_spaces_around_a_folder_s_name_make_no_other_class(tmp_path: Path) -> No
         "test%2Fwalk%20%2Fb": 1, "train%2F%20run%2Fc": 0, "train%2Fwalk%2Fa": 1}
 
 
-def test_urls_are_walked_alike(tmp_path: Path) -> None:
+def test_urls_are_walked_like_folders(tmp_path: Path) -> None:
     import fsspec
     memory = fsspec.filesystem("memory")
     content = write_video(tmp_path / "a.mp4", FRAMES).read_bytes()

@@ -71,7 +71,7 @@ def test_17_joints_are_those_of_coco_unless_the_bones_say_otherwise(
 
 
 @pytest.mark.parametrize("name", ["smarthome15", "openpose18", "halpe26", "mediapipe33"])
-def test_a_count_that_one_layout_has_is_said(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_count_that_one_layout_has_is_reported(name: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="svdata2vec"):
         assert choose_layout([standing(name)], None, "coco17", "a.pkl").name == name
     assert f"{name} (the only known layout with that number)" in caplog.text

@@ -106,7 +106,7 @@ def test_a_clip_without_joints_is_of_any_picture_of_its_shape(info: VideoInfo) -
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, -1e6])
-def test_what_cannot_be_true_is_missing_and_counted(info: VideoInfo, value: float) -> None:
+def test_impossible_joints_are_missing_and_counted(info: VideoInfo, value: float) -> None:
     pose = of_picture(1920, 1080, 10, 10)
     damaged = pose.pose_MTVC.copy()
     damaged[0, 2, 3, 1] = value

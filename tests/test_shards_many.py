@@ -94,7 +94,7 @@ def test_folders_of_poses_are_read_once_for_the_plan(tmp_path: Path, monkeypatch
     assert sorted(hashed) == folders
 
 
-def test_verify_reads_what_lies_beside_the_tars_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_reads_files_beside_the_tars_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names of the splits' clips, checksums, and the clips in a tar are not read again for each tar."""
     shard_set(tmp_path, 6, clips_per_shard=1, num_frames=lambda _: 2)
     (tmp_path / "skipped.jsonl").touch()

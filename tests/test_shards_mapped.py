@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_cut_tar_reads_as_zeros_and_says_so(path: Path) -> None:
+def test_a_cut_tar_reads_as_zeros_and_raises(path: Path) -> None:
     whole = path.read_bytes()
     tar = MappedTar(path)
     assert tar.bytes.tobytes() == whole and tar.missing() is None
@@ -81,7 +81,7 @@ def test_other_threads_may_touch_it_without_the_lock(path: Path) -> None:
     assert sums == [crc32(bytes(SIZE))] * 4 and tar.missing() == 0
 
 
-def test_a_bus_error_of_somebody_else_stays_one(path: Path) -> None:
+def test_foreign_bus_errors_are_passed_on(path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FOREIGN, str(path)], capture_output=True, text=True)
     assert done.stdout == "0\n" and done.returncode == -signal.SIGBUS
 

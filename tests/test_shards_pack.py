@@ -125,7 +125,7 @@ def test_bytes_do_not_depend_on_workers(dataset: DataSet, packed: ShardSet, tmp_
     assert seen[-1].step_seconds["decode"] > 0
 
 
-def test_what_an_earlier_run_packed_is_no_work_of_this_one(dataset: DataSet, packed: ShardSet, tmp_path: Path) -> None:
+def test_clips_packed_by_an_earlier_run_do_not_count_as_work(dataset: DataSet, packed: ShardSet, tmp_path: Path) -> None:
     class StoppedError(Exception):
         pass
 

@@ -40,7 +40,7 @@ def equal(found: object, wanted: object) -> bool:
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("module", [b"numpy._core", b"numpy.core."])
-def test_what_the_field_writes_loads(protocol: int, module: bytes) -> None:
+def test_pickles_of_the_field_load(protocol: int, module: bytes) -> None:
     values = [
         annotation("S001C001P001R001A001", 3, 9), np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(4, dtype=">i2"),
         np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2), np.arange(24.0).reshape(2, 3, 4).transpose(2, 0, 1),
@@ -130,7 +130,7 @@ CRAFTED = {
 
 
 @pytest.mark.parametrize("name", CRAFTED)
-def test_what_is_not_plain_data_is_refused(name: str) -> None:
+def test_pickles_of_anything_but_plain_data_are_refused(name: str) -> None:
     content, message = CRAFTED[name]
     code = (
         "import io, resource, sys; from svdata2vec.shards.readers.plain_pickle import load_plain\n"

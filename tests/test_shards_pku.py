@@ -143,7 +143,7 @@ def test_a_clip_of_the_first_frame_alone_seen_from_the_right(tmp_path: Path) -> 
     assert (clip.key, clip.label, clip.start_frame, clip.end_frame, clip.camera) == ("0002-R_000", 0, 0, 1, 3)
 
 
-def test_a_video_that_lies_in_two_folders_is_named(tmp_path: Path) -> None:
+def test_a_video_in_two_folders_is_named(tmp_path: Path) -> None:
     sources = pku_set(tmp_path)
     copy = tmp_path / "video" / "more" / "0002-L.avi"
     copy.parent.mkdir()

@@ -328,7 +328,7 @@ def test_a_cut_video_is_not_hidden_by_frames_that_a_program_leaves_out(tmp_path:
         pack(dataset, tmp_path / "out", PackOptions(workers=1, size=96))
 
 
-def test_coordinates_of_zero_to_one_are_told_by_openpose_itself(tmp_path: Path) -> None:
+def test_openpose_states_coordinates_of_zero_to_one(tmp_path: Path) -> None:
     """--keypoint_scale 3; that of -1..1 is refused."""
     videos = videos_of(tmp_path / "videos", "walk/a")
 

@@ -127,7 +127,7 @@ def write_frames(folder: Path, form: str, numbers: Sequence[int]) -> Path:
 
 @pytest.mark.parametrize("form", ["alphapose", "yolo"])
 @pytest.mark.parametrize("numbers", [range(0, 12, 2), [3, 6, 9, 15, 18, 21]])
-def test_every_second_frame_is_no_video_in_which_nobody_is_seen_between(
+def test_poses_of_every_second_frame_are_not_a_video_with_gaps(
     tmp_path: Path, form: str, numbers: Sequence[int]
 ) -> None:
     path = write_frames(tmp_path, form, numbers)

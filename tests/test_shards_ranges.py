@@ -76,7 +76,7 @@ def test_all_wrong_values_are_named_at_once(capsys: pytest.CaptureFixture[str]) 
 
 
 def changed(config: Any, name: str, value: Any) -> Any:
-    """The configuration with one field, named with dots, replaced; made anew, so that it checks itself."""
+    """The configuration with one field, named with dots, replaced; made again, so that it checks itself."""
     first, _, rest = name.partition(".")
     return dataclasses.replace(config, **{first: changed(getattr(config, first), rest, value) if rest else value})
 
@@ -179,7 +179,7 @@ def test_messages_name_the_field_and_the_range(change: dict[str, Any], message: 
     assert str(caught.value) == message
 
 
-def test_what_is_in_range_is_taken() -> None:
+def test_values_in_range_are_accepted() -> None:
     check_fields(Every(32, (0.2, 0.2), (1, 9), 9, (1, 6.0), Path("a"), ["a"], {"a": Path("b")}))
 
 

@@ -89,7 +89,7 @@ def test_ntu_pickle_of_an_older_tool_and_with_splits_of_its_own(tmp_path: Path) 
     assert dataset.splits == {"xsub_val": NTU_NAMES[:1]}, "not xsub_train, of which the subject is by the name"
 
 
-def test_of_a_pickle_the_missing_video_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_video_missing_for_a_pickle_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In `skipped.jsonl`, with its splits, and in the closing table; the pickle only where it is at fault itself."""
     options = ntu_pickle(tmp_path, NTU_NAMES)
     (tmp_path / "nturgbd_videos" / f"{NTU_NAMES[1]}.mp4").unlink()
@@ -110,7 +110,7 @@ def test_bodies_that_share_an_id_are_two_persons(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["id", "npy"])
-def test_a_place_in_the_list_is_nobody_in_particular(tmp_path: Path, form: str) -> None:
+def test_a_place_in_the_list_identifies_no_person(tmp_path: Path, form: str) -> None:
     """The first person goes, and the second one is the first of each list: the first slot was half one's, half the other's."""
     pose = np.tile(block_pose(FRAMES, 25), (2, 1, 1, 1)).astype(np.float32)
     pose[1] += (300, 0)

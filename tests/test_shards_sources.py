@@ -68,7 +68,7 @@ def test_labels_of_given_classes(values: list[Any], classes: tuple[str, ...], of
     assert read_labels(values, classes).of == of
 
 
-def test_how_labels_were_read_is_said_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_reading_of_labels_is_explained_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tree(tmp_path / "clips", "a.mp4", "b.mp4", "c.mp4")
     (tmp_path / "t.csv").write_text("path,label\nclips/a.mp4,0\nclips/b.mp4,2\nclips/c.mp4,-1\n")
     with caplog.at_level("INFO"):
@@ -353,7 +353,7 @@ def test_boxes_of_a_person_each_become_the_one_around_them(boxes: Any, around: A
     assert pose.box_T4 is not None and pose.box_T4.dtype == np.float32 and np.array_equal(pose.box_T4, around)
 
 
-def test_what_an_annotation_says_of_its_clip(tmp_path: Path) -> None:
+def test_facts_that_an_annotation_states_about_its_clip(tmp_path: Path) -> None:
     """Its numbers, the picture of its joints, and with --as-coco17 every joint's own score."""
     videos = write_tree(tmp_path / "videos", "a.mp4", "b.mp4")
     joints: dict[str, Any] = {
@@ -465,7 +465,7 @@ def test_keys_of_names_in_utf8_are_as_before() -> None:
 
 # ---------------------------------------------------------------------------------------------------- packed again
 
-def test_resume_after_a_video_was_repaired_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resume_after_a_video_was_repaired_says_how_to_continue(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_tree(tmp_path / "own", "run/a.mp4", "walk/b.mp4", "walk/c.mp4")
     whole = (root / "walk" / "c.mp4").read_bytes()
     (root / "walk" / "c.mp4").write_bytes(b"broken")

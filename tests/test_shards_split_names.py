@@ -15,7 +15,7 @@ from svdata2vec.shards.split_names import meant, unusual_names
     ("vla", "val"), ("Tset", "test"), ("xsub_tset", "xsub_test"), ("vaildation", "validation"), ("trian1", "train1"),
     ("holdout", None), ("fold1", None), ("extra", None), ("unlabelled", None), ("", None),
 ])
-def test_what_a_name_may_be_meant_as(name: str, usual: str | None) -> None:
+def test_likely_meanings_of_a_split_name(name: str, usual: str | None) -> None:
     assert meant(name) == usual
     [said] = unusual_names({name: ["a", "b"]})
     assert said.startswith(f"split {name!r} of 2 clips: ") and ("did you mean" in said) == (usual is not None)
@@ -28,14 +28,14 @@ def test_usual_names_are_not_asked_about(name: str) -> None:
     assert meant(name) is None and unusual_names({name: ["a"]}) == []
 
 
-def test_splits_that_differ_in_case_alone_are_said() -> None:
+def test_splits_that_differ_only_in_case_are_reported() -> None:
     """A table written by several people: three splits, each with a part of the clips."""
     said = unusual_names({"Train": ["a"], "val": ["b"], "train": ["c", "d"], "TRAIN": ["e"]})
     assert said == ["splits 'Train' of 1 clips and 'train' of 2 clips and 'TRAIN' of 1 clips differ in case alone, and are 3 "
                     "splits: spell them alike if they are one, and pack again"]
 
 
-def test_classes_of_a_table_that_differ_in_case_alone_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_of_a_table_that_differ_only_in_case_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = table(tmp_path, "path,label", "a.mp4,Walk", "b.mp4,walk", "c.mp4,run")
     assert main(["shard", "csv", str(tmp_path / "out"), "--table", str(own), "--size", "96", "--workers", "1"]) == 0
     assert [text for text in caplog.messages if "case" in text] == [
@@ -51,7 +51,7 @@ def table(root: Path, header: str, *rows: str) -> Path:
     return path
 
 
-def test_a_misspelt_split_of_a_table_is_said_before_and_after_packing(
+def test_a_misspelt_split_of_a_table_is_reported_before_and_after_packing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = table(tmp_path, "path,label,split", "a.mp4,x,train", "b.mp4,x,tset", "c.mp4,y,holdout")
@@ -80,7 +80,7 @@ def test_columns_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogC
     assert "train, val (or valid, validation) and test" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_splits_of_a_pickle_are_said_too(tmp_path: Path) -> None:
+def test_splits_of_a_pickle_are_reported_too(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     write_video(tmp_path / "videos" / "a.mp4", 4)
     pickle_path = write_pickle(tmp_path / "set.pkl", [annotation("a", 0, 4)], {"trian": ["a"]})

@@ -133,7 +133,7 @@ def test_bad_bytes_name_the_tar_and_the_clip(sets: dict[str, ShardSet], codec: s
         decode_sample(sample)
 
 
-def test_a_tar_made_anew_may_name_its_members_in_a_folder(sets: dict[str, ShardSet]) -> None:
+def test_a_repacked_tar_may_name_its_members_in_a_folder(sets: dict[str, ShardSet]) -> None:
     """As `tar -cf new.tar .` does."""
     sample = next(iter(webdataset.WebDataset(str(sets["jpeg"].tars[0]), shardshuffle=False)))
     key = sample["__key__"]

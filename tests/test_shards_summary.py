@@ -46,7 +46,7 @@ def words_of(kind: str, videos: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "pyskl"])
-def test_every_kind_ends_with_the_table_also_when_it_goes_on(
+def test_every_kind_ends_with_the_table_even_after_resume(
     kind: str, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -106,7 +106,7 @@ def test_joints_that_are_missing_or_cannot_be_true_are_counted(videos: Path, tmp
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
-def test_joints_of_smaller_copies_are_said(scale: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_joints_of_smaller_copies_are_reported(scale: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Poses that state no size, found in copies of half the size: nothing in one clip tells them from a person in a corner."""
     videos = write_tree(tmp_path / "videos", *(f"{number}.mp4" for number in range(CLIPS_IN_IT)))
     words = words_of("pyskl", videos, tmp_path / "out")

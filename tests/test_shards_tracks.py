@@ -154,7 +154,7 @@ def test_two_people_of_whom_one_changes_the_number_stay_two(tmp_path: Path) -> N
     assert np.abs(sample.pose_MTVC[1] - pose[1:].sum(axis=0)).max() < 0.01
 
 
-def test_ghosts_stand_behind_people() -> None:
+def test_ghosts_come_after_people() -> None:
     """A body of a few frames, and furniture that is wider than high all the time: MAMP and CTR-GCN drop them."""
     chair = body(20)[..., ::-1] + np.array([0, 60])
     blink, walker, other = body(120, seen=range(11)), body(70), body(130, height=50)
@@ -164,7 +164,7 @@ def test_ghosts_stand_behind_people() -> None:
     assert found_scores is not None and np.array_equal(found_scores, scores[[2, 3, 0, 1]])
 
 
-def test_in_a_clip_of_few_frames_they_are_no_sign_of_a_ghost() -> None:
+def test_in_a_clip_of_few_frames_they_do_not_mean_a_ghost() -> None:
     small, walker, other = body(20, 8, 15), body(70, 8), body(130, 8, 50)
     assert np.array_equal(join_slots(np.stack([small, walker, other]))[0], np.stack([walker, other, small]))
 
@@ -173,7 +173,7 @@ def test_in_a_clip_of_few_frames_they_are_no_sign_of_a_ghost() -> None:
     ((0, 60, FRAMES), (56, 72, FRAMES)),  # twice the spread in both directions together, not in one
     ((24, 60, 12), (36, 90, FRAMES)),     # half as large again, and longer in view
 ])
-def test_somebody_behind_who_is_clearly_more_of_a_person_comes_forward(
+def test_a_later_slot_that_is_clearly_more_of_a_person_comes_first(
     second: tuple[int, int, int], third: tuple[int, int, int]
 ) -> None:
     def still(width: int, height: int, frames: int) -> np.ndarray:
@@ -195,7 +195,7 @@ def test_people_who_are_much_alike_keep_their_order() -> None:
     assert join_slots(blink_first)[0] is blink_first, "of two, both keep their places"
 
 
-def test_where_slots_are_joined_the_longest_seen_come_first() -> None:
+def test_joined_slots_are_sorted_by_the_frames_in_which_they_are_seen() -> None:
     brief, pieces = body(20, seen=range(12)), in_pieces(range(9), range(10, 20))
     found = join_slots(np.stack([brief, *pieces]))[0]
     assert np.array_equal(found, np.stack([pieces.sum(axis=0), brief]))
@@ -276,7 +276,7 @@ def test_smarthome_files_in_order_are_as_they_were(tmp_path: Path) -> None:
     assert np.array_equal(link_slots(later)[0], later), "who is seen for longer, but later, comes second"
 
 
-def test_main_persons_share_their_slots_with_nobody() -> None:
+def test_main_persons_do_not_share_their_slots() -> None:
     first, second, brief = body(300), body(100, seen=range(10, FRAMES)), body(500, seen=range(4))
     found, joined = link_slots(np.stack([first, second + brief]))
     assert np.array_equal(found, np.stack([first, second, brief])) and joined == 0

@@ -79,7 +79,7 @@ def test_the_command_says_how_many(folder: Path, capsys: pytest.CaptureFixture[s
     assert f"{folder}: 1 fault; copy the damaged files again, or else pack again into another folder" in capsys.readouterr().err
 
 
-def test_what_helps_with_a_cut_tar_is_said_wherever_it_is_found(folder: Path) -> None:
+def test_a_cut_tar_comes_with_advice_wherever_it_is_found(folder: Path) -> None:
     """`verify` does not advise to run `verify`; the message for reading a single clip does."""
     shards = ShardSet.open(folder)
     cut_tar(folder)
@@ -450,7 +450,7 @@ def test_several_folders_are_verified_one_after_the_other(
     (["verify", "SET,"], "name an empty set"),
     (["inspect", "SET,SET", "--split", "train"], "SET,SET: several sets, where one is expected; name one"),
 ])
-def test_where_a_list_of_sets_is_not_read(
+def test_commands_that_do_not_take_a_list_of_sets(
     words: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([word.replace("SET", str(folder)) for word in words]) == 2

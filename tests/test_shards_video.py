@@ -200,7 +200,7 @@ def test_a_folder_without_numbered_pictures_is_no_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kinds", [("rgb_{}.png", "depth_{}.png"), ("v{}.jpg", "v{}.png"), ("b{}.png", "a{}.png", "c{}.png")])
-def test_as_many_pictures_of_two_kinds_are_left_out(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+def test_equally_many_pictures_of_two_kinds_are_left_out(tmp_path: Path, kinds: tuple[str, ...]) -> None:
     folder = tmp_path / "films" / "walk" / "clip"
     folder.mkdir(parents=True)
     for number, kind in [(number, kind) for number in range(3) for kind in kinds]:

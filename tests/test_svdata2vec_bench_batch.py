@@ -171,7 +171,7 @@ def test_memory_that_may_be_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert 0 < available_bytes() < 2**50
 
 
-def test_errors_about_memory_are_told_from_others() -> None:
+def test_errors_about_memory_are_distinguished_from_others() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")) and is_out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**62, dtype=torch.uint8)

@@ -88,7 +88,7 @@ def test_a_gpu_is_waited_for_where_the_clock_is_read(monkeypatch):
     assert waits == [bench_data.WARM_UP_CLIPS, bench_data.WARM_UP_CLIPS + 8]
 
 
-def test_the_row_of_reading_has_reading_alone(monkeypatch):
+def test_the_row_of_reading_measures_only_reading(monkeypatch):
     """It does nothing with the clips: what it did, a sum of all their bytes, cost four times what reading does."""
     monkeypatch.setattr(methods, "_read", lambda shards: iter([[object()] * 4]))
     assert list(methods.ours_read_only(None)) == [4]
@@ -164,7 +164,7 @@ def test_one_method_writes_no_file() -> None:
         ({"method": "ours, jpeg", "rounds": 9}, r"^rounds is 9 with method 'ours, jpeg', which is timed once: leave one"),
     ],
 )
-def test_what_would_not_be_used_is_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_would_not_be_used_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DataBenchOptions(**options)
 

@@ -63,7 +63,7 @@ def test_dali_is_fed_as_on_a_gpu(tiny_shard_folder: Path, tmp_path: Path, monkey
     assert InputOnlyDecoder(32).clips_per_run(40) == graph.FRAMES_PER_RUN["cuda"] // 40
 
 
-def test_blocks_are_laid_and_uploaded(tmp_path: Path) -> None:
+def test_blocks_are_placed_and_uploaded(tmp_path: Path) -> None:
     shard_set(tmp_path / "blocks", 4, codec="blocks", size=64)
     config = replace(HostConfig.of(pretrain_config(tmp_path / "blocks", tmp_path)), batches=(4,), rounds=2)
     config = replace(config, data=replace(config.data, train_split="all"))

@@ -38,7 +38,7 @@ def test_readers_read_every_byte_of_the_tars_once(
 
 
 @pytest.mark.parametrize("weights", [(), (1.0, 1.0), (1.0, 0.25), (2.0, 6.0)])
-def test_of_pictures_alone_those_are_read_that_are_seen(weights: tuple[float, ...]) -> None:
+def test_only_the_pictures_that_are_seen_are_read(weights: tuple[float, ...]) -> None:
     """Two clips of 10 and 3 frames, of which 5 are seen: half of one, all of the other, each once; of videos all.
 
     They are sets of their own, of which an epoch takes more or less.

@@ -42,7 +42,7 @@ def test_the_page_is_one_file_that_says_everything(record: dict[str, Any], tmp_p
     assert f"{record['baseline']['train_speedup']:.1f} times as fast" in text and "<td>MFU of train</td>" in text
 
 
-def test_what_was_not_measured_leaves_nothing_behind(record: dict[str, Any], tmp_path: Path) -> None:
+def test_parts_that_were_not_measured_are_absent(record: dict[str, Any], tmp_path: Path) -> None:
     record["baseline"] = None
     record["roofline"]["read"].update(limit_clips_per_s=None, efficiency=None)
     record["peak_memory_bytes"]["gpu"] = {"train": 3 * 2**30}
@@ -105,7 +105,7 @@ def test_two_records_on_a_page(record: dict[str, Any], tmp_path: Path, capsys: p
     assert "B / A" in text and "B / A" in capsys.readouterr().out
 
 
-def test_a_page_takes_no_record_s_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_replaces_no_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_bytes(RECORD.read_bytes())
     (tmp_path / "link.json").symlink_to("b.json")

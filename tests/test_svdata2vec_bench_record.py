@@ -135,7 +135,7 @@ def test_compare_tells_other_processors_threads_and_versions(record: dict[str, A
     assert compare(record, other).startswith(f"different versions: torch {before} | torch 9.9\n\n")
 
 
-def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> None:
+def test_the_bound_by_decoding_is_one_line(record: dict[str, Any]) -> None:
     whole = {"codec": "vp9", "by": "decode", "pictures_per_clip": 100.0, "sampled_per_clip": 6,
              "given_pictures_per_s": 500.0, "needed_pictures_per_s": 1000.0}
     assert decoding_line(whole) == (
@@ -155,7 +155,7 @@ def test_what_decoding_bounds_is_said_in_one_line(record: dict[str, Any]) -> Non
     assert faults(earlier, SCHEMA) == [] and "decoder, " not in as_table(earlier)
 
 
-def test_what_the_schema_lets_through_is_shown(record: dict[str, Any]) -> None:
+def test_records_that_the_schema_accepts_are_shown(record: dict[str, Any]) -> None:
     """Whatever a stranger's record leaves out or has as zero."""
     strange = copy.deepcopy(record)
     strange["decoding"] |= {"pictures_per_clip": 0, "needed_pictures_per_s": 0.0}

@@ -122,7 +122,7 @@ def test_the_verdict_is_right_where_a_part_is_slowed_down(
     assert waits == (slow != "model")
 
 
-def test_what_was_made_while_others_were_timed_is_not_counted(
+def test_batches_made_while_others_were_timed_do_not_count(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a loader all that its queues, lanes and processes hold."""

@@ -255,7 +255,7 @@ def test_ticks_are_durations() -> None:
 # ---- words and refusals ---------------------------------------------------------------------------------------------
 
 
-def test_what_shared_cores_mean_is_said() -> None:
+def test_the_meaning_of_shared_cores_is_explained() -> None:
     assert notes([1, 2, 4], cores=64, threads=1, decoding=2, load=3.0, on_cpu=True) == []
     assert notes([1, 2, 4], cores=2, threads=1, decoding=2, load=0.0, on_cpu=False) == []
     (busy,) = notes([1, 2, 4], cores=64, threads=1, decoding=2, load=30.0, on_cpu=True)

@@ -45,7 +45,7 @@ def test_a_record_holds_no_password_of_a_url(tiny_shard_folder: Path, tmp_path: 
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "out of memory (CUDA out of memory); take a smaller batch"),
     ],
 )
-def test_what_a_worker_says_crosses_over(
+def test_the_message_of_a_worker_reaches_the_parent(
     error: Exception, status: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its exit status; the worker ends with its parent, too."""

@@ -114,7 +114,7 @@ def test_devices_and_codecs_have_entries_of_their_own(stored: Path) -> None:
     assert [path.name for path in stored.parent.iterdir()] == ["decoding.json"]
 
 
-def test_where_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SVDATA2VEC_DECODING", "")
     assert tuned_file() is None and store_tuned("X", "jpeg", Tuned(1)) is None and load_tuned("X", "jpeg") is None
     monkeypatch.delenv("SVDATA2VEC_DECODING")
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_read_is_one_line(
 # ---- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_in_a_home_of_somebody_else_is_one_line(
+def test_an_unreadable_home_folder_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Even the question whether it is there is refused, as in a container whose HOME is another user's."""
@@ -262,7 +262,7 @@ def test_a_job_with_few_cores_does_not_bind_those_with_more(
 
 
 @pytest.mark.parametrize("place", ["taken/decoding.json", "folder"])
-def test_a_place_that_cannot_be_written_is_told_before_measuring(
+def test_an_unwritable_output_is_reported_before_measuring(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "taken").write_text("")

@@ -72,7 +72,7 @@ def test_the_verdict_names_the_bound_and_what_to_change(rates: Rates, where: Sur
     assert verdict.text.startswith(f"{bound}-bound: train {rates.train:.1f}") and advice in verdict.text
 
 
-def test_what_a_graph_still_lacks() -> None:
+def test_advice_for_runs_in_graph_mode() -> None:
     """Fused blocks, and JPEGs that wait for their decoder beside the step: as an H100 had them."""
     rates, where = Rates(7775, 940, 681, 1338, 503), Surroundings("cuda", 16, "jpeg", True, storage=5000.0, readers=4)
     run = dataclasses.replace(DEFAULT.run, launch="graph")

@@ -57,7 +57,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_what_is_saved_is_read_back(older: bool, tmp_path: Path) -> None:
+def test_saved_settings_are_read_back(older: bool, tmp_path: Path) -> None:
     """As PyTorch reads it, in both of its formats; views share their memory as before."""
     path = tmp_path / "x.pt"
     torch.save(state(1), path, _use_new_zipfile_serialization=not older)
@@ -102,7 +102,7 @@ def test_no_damaged_byte_is_taken_for_good(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_what_is_saved_after_a_damaged_one_stays(keep: int, tmp_path: Path) -> None:
+def test_checkpoints_saved_after_a_damaged_one_stay(keep: int, tmp_path: Path) -> None:
     """The run is behind the step of the damaged file, which is no newer than what the run saves then."""
     checkpoints = Checkpoints(tmp_path, keep)
     for step in (5, 10):

@@ -191,7 +191,7 @@ def test_pickles_that_cannot_be_packed(capsys: pytest.CaptureFixture[str], tmp_p
     ("shard pku-mmd o --videos v --labels l --skeletons s --splits xsub a --splits xview b", "--splits"),
     ("shard csv o --table a.csv --classes walk --classes run", "--classes"), ("label-efficiency demo --from a=x b=y", None),
 ])
-def test_a_list_that_is_given_twice_is_said(words: str, option: str | None, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_list_that_is_given_twice_is_warned_of(words: str, option: str | None, caplog: pytest.LogCaptureFixture) -> None:
     """The last one counts, and what stood behind the first would be missing without a word."""
     read(words.split(), COMMANDS, "svdata2vec")
     said = f"{option} is given more than once: the values of the last one count; give all of them behind one"
@@ -364,7 +364,7 @@ def later(group: Group) -> Iterator[Later]:
             yield found.run
 
 
-def test_what_is_imported_later_is_there() -> None:
+def test_modules_imported_later_are_available() -> None:
     names = {run.name for run in later(COMMANDS)}
     assert {"training.pretrain:pretrain", "bench.data:bench_data"} <= names
     assert all(callable(pkgutil.resolve_name(f"svdata2vec.{name}")) for name in names)

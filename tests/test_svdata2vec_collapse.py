@@ -53,7 +53,7 @@ def test_records_in_a_row_are_counted_over_a_stop(empty_run: PretrainConfig, mon
     assert [record["step"] for record in read_metrics(config.run.out)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_was_warned_of_is_not_said_again_after_a_stop(caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_are_not_repeated_after_a_stop(caplog: pytest.LogCaptureFixture) -> None:
     first, second = CollapseGuard(2), CollapseGuard(2)
     for _ in range(2):
         first.check({"target_std": 0.2, "loss": 2 * HIGH})
@@ -94,11 +94,11 @@ def test_records_in_a_row_are_counted_apart() -> None:
         guard.check({"target_std": 0.9, "prediction_std": 0.0})
 
 
-def test_targets_that_become_alike_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_targets_that_become_alike_raise_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     guard = CollapseGuard(3)
     for target_std in (0.1, 0.2, LOW, 0.1, 0.2):
         guard.check({"target_std": target_std, "prediction_std": 0.01})
-    assert not caplog.records, "0.3 is not low, and began the count anew"
+    assert not caplog.records, "0.3 is not low, and restarted the count"
     for _ in range(4):
         guard.check({"target_std": 0.2, "prediction_std": 0.01})
     [record] = caplog.records

@@ -78,7 +78,7 @@ def changed(config: Any, name: str, value: Any) -> dict[str, Any]:
 
 
 @given(INNER, INNER)
-def test_what_is_written_is_read_back_the_same(inner: Inner, other: Inner) -> None:
+def test_files_are_read_back_as_written(inner: Inner, other: Inner) -> None:
     config = Outer(inner, other=other)
     assert from_dict(Outer, json.loads(to_json(config)), "x.json") == config
 

@@ -196,7 +196,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("control", CONTROLS)
-def test_a_control_goes_on_bit_for_bit(control: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
+def test_a_control_resumes_bit_for_bit(control: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
     """From a checkpoint in the middle to the tensors of the run that was not interrupted; its encoder is taken further."""
     ends = []
     for name in ("whole", "continued"):

@@ -185,7 +185,7 @@ def test_shapes_that_do_not_go_together_are_refused() -> None:
         convert_state_dict(original_pretrain().state_dict(), heads=5)
 
 
-def test_a_checkpoint_file_becomes_a_run_that_fine_tuning_takes(tmp_path: Path) -> None:
+def test_a_converted_checkpoint_can_be_fine_tuned(tmp_path: Path) -> None:
     theirs = original_pretrain()
     state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
     args = argparse.Namespace(batch_size=32, yaml="ntu60.yaml")

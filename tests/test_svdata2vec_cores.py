@@ -80,7 +80,7 @@ def test_a_loader_takes_what_there_is(device, count, threads, readers):
     assert (fitted.threads, fitted.readers) == (threads, readers)
 
 
-def test_what_is_asked_for_is_kept():
+def test_requested_settings_are_kept():
     fitted = fit_loader(DataConfig(threads=5, readers=1), "cuda", 16)
     assert (fitted.threads, fitted.readers) == (5, 1)
     assert fit_loader(DataConfig(readers=0), "cuda", 16).threads == 16

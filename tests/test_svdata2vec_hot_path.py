@@ -185,11 +185,13 @@ def test_a_pretraining_step_reads_no_value(
 
 
 @pytest.mark.parametrize("switch", ["fused_blocks", "checkpoint_activations"])
-def test_nor_does_one_with_other_blocks(switch: str, tiny_shard_folder: Path, tmp_path: Path, device: torch.device) -> None:
+def test_a_step_with_other_blocks_reads_no_value(
+    switch: str, tiny_shard_folder: Path, tmp_path: Path, device: torch.device
+) -> None:
     train_between_two_records(a_pretraining_run(tiny_shard_folder, tmp_path, **{switch: True}))
 
 
-def test_nor_does_one_that_replays_a_graph(tiny_shard_folder: Path, tmp_path: Path, graphs: list[Any]) -> None:
+def test_a_step_that_replays_a_graph_reads_no_value(tiny_shard_folder: Path, tmp_path: Path, graphs: list[Any]) -> None:
     """Nor has it a stream wait for another, once the graph is captured."""
     train_between_two_records(a_pretraining_run(tiny_shard_folder, tmp_path, launch="graph"))
     assert [graph.replays for graph in graphs] == [3]

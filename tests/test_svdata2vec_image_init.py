@@ -176,7 +176,7 @@ def test_wrong_files_end_in_one_line(kind: str, message: str, tmp_path: Path) ->
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_run_goes_on_without_the_file_and_its_card_names_it(
+def test_a_run_resumes_without_the_file_and_its_card_names_it(
     file: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy.pth"

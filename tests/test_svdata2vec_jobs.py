@@ -90,7 +90,7 @@ def test_sigterm_in_a_job_that_does_not_train_asks_to_be_queued_again(caplog: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, REQUEUE_EXIT_CODE)])
-def test_a_study_that_is_stopped_leaves_nobody_behind(
+def test_a_stopped_study_leaves_no_process_behind(
     study: subprocess.Popen[str], tmp_path: Path, number: int, status: int
 ) -> None:
     """Killed, too: jobs save, and no other begins in their processes."""

@@ -53,7 +53,7 @@ def on(sets: str, config: Any, **changes: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_two_processes_on_two_weighted_sets_go_on_bit_for_bit_and_elastically(sets: str, tmp_path: Path) -> None:
+def test_two_processes_on_two_weighted_sets_resume_bit_for_bit_and_elastically(sets: str, tmp_path: Path) -> None:
     """Killed within the second epoch and started again; and killed, then on one process."""
     weights, epochs = (1.5, 0.6), 3
     per_epoch = entries_per_epoch(FIRST, 1.5) + entries_per_epoch(SECOND, 0.6)

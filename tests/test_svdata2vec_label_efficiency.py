@@ -124,7 +124,7 @@ def test_compute_that_no_log_tells_is_not_none(shards: Path, pretrained: str, tm
     (0, (), r"^attentive\.blocks is 0, which is no attentive probe, and ways has attentive"),
     (1, (1.0, 0.5), r"^data\.weights is 1\.0 0\.5, but probes take every clip once; .* or linear and attentive out of ways"),
 ])
-def test_what_probes_would_ignore_is_refused(
+def test_options_that_probes_would_ignore_are_refused(
     blocks: int, weights: tuple[float, ...], message: str, shards: Path, tmp_path: Path
 ) -> None:
     config = small_study(shards, tmp_path, attentive=AttentiveConfig(blocks))
@@ -196,7 +196,7 @@ def test_cells_that_differ_little_have_files_of_their_own() -> None:
     assert len({cell.name for cell in close}) == 4
 
 
-def test_finished_runs_are_found_and_interrupted_ones_go_on(
+def test_finished_runs_are_found_and_interrupted_ones_resumed(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -275,7 +275,7 @@ def test_label_efficiency_command(shards: Path, pretrained: str, tmp_path: Path,
         assert said in capsys.readouterr().err.splitlines()[-1] and len(list(tmp_path.glob("out/cells/*"))) == 6
 
 
-def test_what_is_doubtful_of_several_runs_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_doubts_about_several_runs_are_printed_once(caplog: pytest.LogCaptureFixture) -> None:
     runs = {Path(f"pre-{seed}"): PRETRAIN["demo"]() for seed in range(3)}
     config = replace(LABEL_EFFICIENCY["demo"](), ways=("linear",))
     require_fit(runs, replace(config, data=replace(config.data, size=96)))
@@ -313,8 +313,8 @@ def test_several_sets_are_studied_as_one(shards: Path, pretrained: str, tmp_path
     assert len(np.unique(read.features_nD, axis=0)) == 12
 
 
-def test_what_was_made_of_other_weights_is_made_again(shards: Path, pretrained: str, tmp_path: Path, caplog) -> None:
-    """A pretraining run that was started anew in its folder is another run, though the folder's name is the same."""
+def test_results_of_other_weights_are_made_again(shards: Path, pretrained: str, tmp_path: Path, caplog) -> None:
+    """A pretraining run that was started again in its folder is another run, though the folder's name is the same."""
     pre = tmp_path / "pre"
     shutil.copytree(pretrained.format(seed=0), pre)
     config = small_study(
@@ -383,7 +383,7 @@ def test_every_preset_can_be_studied() -> None:
 
 
 @pytest.mark.parametrize(("split", "said"), [("t_test", 0), ("t_some", 1)])
-def test_test_clips_that_probes_are_fitted_to_are_said(
+def test_test_clips_that_probes_are_fitted_to_are_reported(
     split: str, said: int, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A study of probes alone has no run that would say so."""

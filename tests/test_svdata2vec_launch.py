@@ -175,7 +175,7 @@ def test_no_variant_of_a_compiled_part_falls_back_to_eager() -> None:
 
 @pytest.mark.inductor
 @torch.no_grad()
-def test_what_inductor_makes_of_blocks_is_the_eager_block(tmp_path: Path) -> None:
+def test_blocks_compiled_by_inductor_equal_eager_blocks(tmp_path: Path) -> None:
     """With the random numbers of eager mode: a run that goes on in another way of launching draws the same."""
     torch.manual_seed(0)
     block = Block(MODEL, drop_path=0.5).train()

@@ -190,7 +190,7 @@ def masked(config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, mask=MaskConfig(0.5, 0.5, repeats=3, encoded_frames=4))
 
 
-def test_a_run_goes_on_bit_for_bit(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_resumes_bit_for_bit(tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = Pretraining.step
 
     def killed(run: Pretraining, batches: list) -> None:

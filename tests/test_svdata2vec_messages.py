@@ -106,7 +106,7 @@ def test_pretraining_in_batches_of_one_clip(tiny_shard_folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("option", ["--local-rank=2", "--local_rank=2"])
-def test_the_older_launcher_of_pytorch_may_say_the_local_rank(
+def test_the_older_launcher_of_pytorch_may_pass_the_local_rank(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It puts the option before all others."""
@@ -137,7 +137,7 @@ def test_an_environment_of_no_launcher(
     assert announced_place() == (0, 1)
 
 
-def test_a_rank_alone_hides_no_result(
+def test_a_left_over_rank_hides_no_result(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finetune(finetune_config(tiny_shard_folder, tmp_path / "run", epochs=1))

@@ -133,7 +133,7 @@ def test_secrets_of_urls_are_not_in_messages(
     assert "pass-word" not in said.out + said.err and "127.0.0.1" in said.err
 
 
-def test_what_a_terminal_would_obey_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_codes_for_terminals_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown(f"a{ESCAPE}b\n\u202e\udcff\u00e9\u6f22\\n") == "a\\x1b]0;title\\x07\\x1b[31mb\\n\\u202e\\udcff\u00e9\u6f22\\n"
     assert main(["verify", str(tmp_path / ESCAPE)]) == 2
     said = capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_the_library_that_pytorch_loads_has_it(given: dict[str, str], seen: str)
 
 @pytest.mark.parametrize(("first", "given", "late"), [("torch", {}, True), ("svdata2vec", {}, False),
                                                       ("torch", {"GOMP_SPINCOUNT": "77"}, False)])
-def test_what_is_set_too_late_is_said_to_be(first: str, given: dict[str, str], late: bool) -> None:
+def test_variables_that_are_set_too_late_are_reported(first: str, given: dict[str, str], late: bool) -> None:
     program = f"import {first}, svdata2vec, torch; from svdata2vec.config.openmp import waiting; print(waiting())"
     done = subprocess.run([sys.executable, "-c", program], env=CLEAN | {"PYTHONPATH": str(ROOT)} | given, capture_output=True,
                           text=True, check=True)

@@ -183,7 +183,9 @@ def test_splits_that_are_not_used_are_named(
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_made_parts_that_share_videos_or_people_are_said(tmp_path: Path, alike: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_made_splits_that_share_videos_or_people_are_reported(
+    tmp_path: Path, alike: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Five clips, four to train on and one to test on: copies of one video of one person, or nothing of the kind."""
     (tmp_path / "videos").mkdir()
     for number in range(5):
@@ -245,7 +247,7 @@ def test_parts_of_a_split_are_disjoint_whole_and_fair() -> None:
 
 
 @pytest.mark.parametrize("name", ["train[:80]", "train[:33.3%]", "train[-20%:]"])
-def test_parts_that_are_written_otherwise_are_told_how(fifty: Path, name: str) -> None:
+def test_parts_written_in_another_form_are_explained(fifty: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"no split 'train\[.*\]'; it has train; a part is written as in train\[:80%\]$"):
         ShardSet.open(fifty).rows(name)
 

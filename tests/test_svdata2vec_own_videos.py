@@ -233,7 +233,7 @@ def test_inspect_tells_the_set_from_the_split(rgb: Path, tmp_path: Path) -> None
     assert "Clips of split train: training crops at 64 px" in page
 
 
-def test_a_finished_folder_is_said_to_be_kept(videos: Path, rgb: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_finished_folder_is_reported_as_kept(videos: Path, rgb: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     words = ["shard", "folder", str(rgb), "--root", str(videos), "--size", "64", "--workers", "1", "--resume"]
     assert main(words) == 0

@@ -73,7 +73,7 @@ def test_a_camera_that_pans_is_no_person(tmp_path: Path) -> None:
     assert persons.box is None and "of the picture moves, the camera too" in persons.how
 
 
-def test_one_frame_is_enough_to_say_nothing(tmp_path: Path) -> None:
+def test_one_frame_allows_no_conclusion(tmp_path: Path) -> None:
     assert found(write_video(tmp_path / "one.mp4", 1)).box is None
 
 
@@ -109,7 +109,7 @@ def test_poses_are_found_by_the_names_that_packing_knows(tmp_path: Path, name: s
         assert persons_of_poses(poses, path, reader.info).box is not None
 
 
-def test_of_two_annotations_the_one_with_the_video_s_own_name_counts(tmp_path: Path) -> None:
+def test_the_annotation_with_the_video_s_own_name_counts(tmp_path: Path) -> None:
     """As in packing, where `a` fits a_rgb.mp4 as well."""
     names = ("a", "a_rgb")
     own, other = annotation(names[1], 0), annotation(names[0], 0)

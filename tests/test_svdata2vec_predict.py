@@ -173,7 +173,7 @@ def test_a_turned_video_is_turned_upright(tmp_path: Path) -> None:
     assert np.abs(upright.frames_NTSS3[0].astype(float) - expected)[:, 2:-2, 2:-2].mean() < 3
 
 
-def test_prediction_is_the_networks_and_every_step_is_said(run: Path, video: Path, tmp_path: Path) -> None:
+def test_prediction_is_the_networks_and_every_step_is_described(run: Path, video: Path, tmp_path: Path) -> None:
     result = predict(run, video, box=(50, 30, 110, 90), top=2, picture=tmp_path / "out" / "seen.png", device="cpu")
     model, config, _ = load_classifier(run)
     frames = torch.from_numpy(read_clip(video, config.data, (50, 30, 110, 90)).frames_NTSS3)
@@ -193,7 +193,7 @@ def test_the_same_file_gives_the_same_answer(run: Path, video: Path) -> None:
     assert predict(run, video, device="cpu") == predict(run, video, device="cpu")
 
 
-def test_where_the_picture_goes_is_looked_at_first(run: Path, tmp_path: Path) -> None:
+def test_the_path_of_the_picture_is_checked_first(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--picture .*seen\.jpg: expected a file name that ends in \.png"):
         predict(run, tmp_path / "none.mp4", picture=tmp_path / "seen.jpg")
     (tmp_path / "file").touch()
@@ -211,7 +211,7 @@ def test_a_video_shorter_than_the_sample_repeats(run: Path, tmp_path: Path) -> N
     assert "nothing: the whole picture, black beside it (looked for nobody)" in result["did"][2]
 
 
-def test_a_video_that_is_cut_short_is_said(run: Path, tmp_path: Path) -> None:
+def test_a_video_that_is_cut_short_is_reported(run: Path, tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.mkv", 120, options={"g": "12"})
     assert "cut" not in predict(run, whole, device="cpu")["did"][0]
     (tmp_path / "part.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])

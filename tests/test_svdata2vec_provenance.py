@@ -94,7 +94,7 @@ def test_going_on_needs_no_parent_any_more(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_run_made_anew_is_another_parent(
+def test_a_run_made_again_is_another_parent(
     parents: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In its folder of the same name: a run that it began neither goes on nor is taken for finished. Nor after other shards."""
@@ -128,7 +128,7 @@ def test_a_run_made_anew_is_another_parent(
     assert again() == figures
 
 
-def test_what_decides_the_weights_stays_and_what_may_change_stands_on_the_card(
+def test_settings_that_decide_the_weights_stay_and_the_others_are_on_the_card(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1)
@@ -153,7 +153,7 @@ def test_what_decides_the_weights_stays_and_what_may_change_stands_on_the_card(
     assert "continuing with other settings: run.epochs 1 -> 2" in caplog.text and "log_every" not in caplog.text
 
 
-def test_a_finished_run_is_the_same_whatever_does_not_decide_its_figures(tiny_shard_folder: Path, tmp_path: Path) -> None:
+def test_settings_that_do_not_decide_figures_leave_a_finished_run_finished(tiny_shard_folder: Path, tmp_path: Path) -> None:
     config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1, batch_size=12)
     pretrain(config)
     run = dataclasses.replace(config.run, log_every=9, device="auto", launch="graph")

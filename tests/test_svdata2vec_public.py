@@ -37,7 +37,7 @@ def test_importing_the_package_costs_nothing() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 
-def test_what_does_not_train_does_not_wait_for_the_compiler() -> None:
+def test_commands_that_do_not_train_do_not_import_the_compiler() -> None:
     modules = ("evaluation.predict", "evaluation.evaluate", "studies.jobs", "model.execution")
     code = f"import sys, svdata2vec.{', svdata2vec.'.join(modules)}; print('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"

@@ -279,7 +279,7 @@ def test_a_curve_of_one_record_is_a_dot_with_its_value() -> None:
         assert [text.get_text() for text in figure.legends[0].get_texts()] == [run.name for run in chosen]
 
 
-def test_curves_of_many_runs_are_told_apart_and_have_room() -> None:
+def test_curves_of_many_runs_are_distinguished_and_have_room() -> None:
     """A legend of thirty names inside the first of them left strips of the others."""
     config = finetune_config(Path("shards"), Path("run"))
     runs = [Run(f"run {n}", config, [{"epoch": 1.0, "loss": 1.0}, {"epoch": 2.0, "loss": 1.0 + n}], None) for n in range(50)]
@@ -291,7 +291,7 @@ def test_curves_of_many_runs_are_told_apart_and_have_room() -> None:
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 50
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_one_name_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path / "run")
     assert reporting.names_of([Path(), Path("../other/"), Path("../a/..")]) == ["run", "other", tmp_path.name]
@@ -341,7 +341,7 @@ def test_a_confusion_matrix_of_many_classes_fits_into_memory(
     assert labels == result["classes"] if names else "class 1" not in labels
 
 
-def test_where_the_report_goes_is_looked_at_first(tmp_path: Path) -> None:
+def test_the_path_of_the_report_is_checked_first(tmp_path: Path) -> None:
     """And no file of a run is one."""
     for name in ("metrics.jsonl", "config.json", "model.safetensors", "report"):
         with pytest.raises(UserError, match=rf"{name}: expected a file name that ends in \.html"):

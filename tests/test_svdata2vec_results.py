@@ -144,7 +144,7 @@ def test_a_result_says_what_it_is_about(classifier: Path, tiny_shard_folder: Pat
         assert found["count"] == found["clips"] == NUM_CLIPS and found["intervals"] == result["intervals"]
 
 
-def test_clips_that_were_trained_on_are_said_and_shards_that_are_gone(
+def test_trained_clips_and_missing_shards_are_reported(
     tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A test's figures have no such remark; a run whose shards have moved says which option names them."""
@@ -216,7 +216,7 @@ def test_a_protocol_has_its_metric() -> None:
     }
 
 
-def test_lost_clips_are_said_wherever_a_result_is(
+def test_lost_clips_are_reported_with_every_result(
     tiny_shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By fine-tuning, evaluation, probe and features; on the card and in the report."""

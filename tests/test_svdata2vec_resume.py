@@ -127,7 +127,7 @@ def every_clip_once(epochs: int) -> Counter[tuple[int, str]]:
         ([(6, 1), (4, 1), (3, 1), (12, 1), (4, 1)], [1, 1, 2, 1, None]),
     ],
 )
-def test_a_run_goes_on_with_other_batches(
+def test_a_run_resumes_with_other_batches(
     sizes: list[tuple[int, int]], stops: list[int | None], tiny_shard_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -188,7 +188,7 @@ def test_a_run_is_not_cut_short_of_where_it_is(
     assert read_metrics(tmp_path / "run")[-1]["epoch"] == 2
 
 
-def test_a_classifier_goes_on_with_other_batches(
+def test_a_classifier_resumes_with_other_batches(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its BatchNorm cannot take a single clip: one that is over belongs to the last step."""
@@ -250,7 +250,7 @@ def test_a_loader_counts_the_clips_of_all_processes_in_a_step(tiny_shard_folder:
 
 
 @pytest.mark.parametrize("size", [4, 2])
-def test_a_checkpoint_of_0_2_0_goes_on(
+def test_a_checkpoint_of_0_2_0_can_be_resumed(
     size: int, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says nothing of the clips per step; they follow from the loader's place and the number of steps. Nor of commits."""
@@ -307,7 +307,7 @@ def test_a_checkpoint_of_an_earlier_version_has_the_defaults_of_later_settings(
     (1, r"shards\S*: the processes find different clips there; pack them once, and copy the folder to all nodes"),
     (2, r"/run: the processes find different things there"),  # the checkpoint to go on from
 ])
-def test_processes_that_would_go_on_apart_are_refused(
+def test_processes_that_would_diverge_are_refused(
     number: int, message: str, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where every node has a folder of its own: weights would differ from process to process, and nothing would say so."""
@@ -324,7 +324,7 @@ def test_processes_that_would_go_on_apart_are_refused(
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_with_another_number_of_processes_both_ways(tiny_shard_folder: Path, tmp_path: Path) -> None:
+def test_the_command_resumes_with_more_or_fewer_processes(tiny_shard_folder: Path, tmp_path: Path) -> None:
     """Killed in the middle of an epoch each time: 1 process, 2, 1 with half the batch twice per step, 2."""
     rate = OptimConfig(lr=1e-3, min_lr=1e-4, warmup_epochs=1)
     plan = [(1, 4, 1, 1), (2, 2, 1, 4), (1, 2, 2, 7), (2, 2, 2, -1)]  # processes, batch, accumulate, killed before step

@@ -198,7 +198,7 @@ def test_a_card_of_another_network_is_named(name: str, value: Any, run: Path) ->
     assert taken == (name == "num_joints"), "a classifier of RGB alone has no joints"
 
 
-def test_a_sealed_file_is_changed_by_nobody_unnoticed(tmp_path: Path) -> None:
+def test_changes_of_a_sealed_file_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(sealed({"top1": 0.5, "classes": ["é", "b"]}))
     assert read_sealed(path) == {"top1": 0.5, "classes": ["é", "b"]}

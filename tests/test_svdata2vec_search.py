@@ -143,7 +143,7 @@ def test_a_named_validation_split_serves_the_search_alone(shards: Path, tmp_path
         (("scratch",), SearchConfig(seeds=2), r"there is nothing to choose; give several values to one of search\.lr, "),
     ],
 )
-def test_a_search_that_nobody_would_make_is_refused(
+def test_a_pointless_search_is_refused(
     ways: tuple, search: SearchConfig, message: str, shards: Path, tmp_path: Path
 ) -> None:
     optim = OptimConfig(base_lr=0.1 if "base_lr" in message else 0.0)
@@ -151,7 +151,7 @@ def test_a_search_that_nobody_would_make_is_refused(
         small_study(shards, tmp_path, ways=ways, search=search, optim=optim)
 
 
-def test_what_is_not_searched_needs_no_validation_split(shards: Path, tmp_path: Path) -> None:
+def test_a_study_without_a_search_needs_no_validation_split(shards: Path, tmp_path: Path) -> None:
     config = small_study(shards, tmp_path)
     with pytest.raises(UserError, match=r"data\.val_split say where to choose, but there is nothing to choose"):
         replace(config, data=replace(config.data, val_split="t_val"))

@@ -82,7 +82,7 @@ def test_the_loss_falls_on_a_few_clips(tiny_shard_folder: Path, tmp_path: Path) 
     assert sum(losses[-6:]) / 6 < 0.8 * sum(losses[:3]) / 3
 
 
-def test_sigterm_saves_and_the_next_start_goes_on_bit_for_bit(
+def test_sigterm_saves_and_the_next_start_resumes_bit_for_bit(
     finished: Path, tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = pretrain_config(tiny_shard_folder, tmp_path / "run")

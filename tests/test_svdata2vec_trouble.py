@@ -168,7 +168,7 @@ def test_every_clip_counts_the_same_in_averages_of_a_short_batch(tiny_shard_fold
     assert run.stepper.averages.take()["loss"] == (8 * 2 + 1 * 11) / 9
 
 
-def test_the_clock_goes_on_with_what_was_spent_before_a_stop() -> None:
+def test_the_clock_includes_time_spent_before_a_stop() -> None:
     clock, before = StepClock(CPU.device), {"data": 100.0, "total": 300.0, "cpu": 200.0}
     clock.reset(before)
     clock.mark("data")
@@ -180,7 +180,7 @@ def test_the_clock_goes_on_with_what_was_spent_before_a_stop() -> None:
     assert max(clock.spent().values()) < 50
 
 
-def test_one_process_goes_on_with_the_averages_of_all(tiny_shard_folder: Path, tmp_path: Path) -> None:
+def test_one_process_resumes_with_the_averages_of_all(tiny_shard_folder: Path, tmp_path: Path) -> None:
     config, found = pretrain_config(tiny_shard_folder, tmp_path, batch_size=2), []
     with build_loader(ShardSet.open(tiny_shard_folder), config, CPU, train=True) as loader:
         stepper = Pretraining(config, CPU, loader).stepper
@@ -256,7 +256,7 @@ def test_an_unfinished_run_of_another_network_is_refused_and_left_alone(tiny_sha
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_a_run_goes_on_from_a_checkpoint_of_0_1_0(kind: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_from_a_checkpoint_of_0_1_0(kind: str, tiny_shard_folder: Path, tmp_path: Path) -> None:
     """It knew no last values of the log."""
     begin, made = (pretrain, pretrain_config) if kind == "pretrain" else (finetune, finetune_config)
     config: Any = made(tiny_shard_folder, tmp_path / "run", epochs=2, checkpoint_every=4)
@@ -329,7 +329,7 @@ def test_a_run_that_died_after_its_last_checkpoint_is_completed(tiny_shard_folde
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 
-def test_what_was_published_before_a_run_went_on_is_not_taken_for_its_end(
+def test_weights_published_before_a_run_was_extended_are_not_its_end(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a run that was killed before its figures were written, and was then given more epochs."""

@@ -97,7 +97,7 @@ def test_elsewhere_a_share_is_held_out_and_not_trained_on(protocol: ShardSet, tm
         choose_clips(protocol, replace(config, label_fraction=0.5))
 
 
-def test_held_out_clips_of_the_test_split_are_said(
+def test_held_out_clips_of_the_test_split_are_reported(
     tiny_shard_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They choose the network that is then tested on them."""
@@ -177,7 +177,7 @@ def test_whole_performers_are_held_out_where_they_are_known(kind: str) -> None:
     ((1, 2, 2, 2, 2, 6), "'test' shows 1 performers (02) who are trained on: it tests how they are recognised in other clips"),
 ])
 @pytest.mark.parametrize("kind", ["ntu", "fields"])
-def test_splits_that_show_the_same_people_are_said(
+def test_splits_that_show_the_same_people_are_reported(
     kind: str, people: tuple[int, ...], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two clips of people in each of train, test and val."""

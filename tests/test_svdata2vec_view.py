@@ -110,7 +110,7 @@ def test_sets_with_persons_keep_their_plans(tmp_path: Path) -> None:
     assert ShardSet.open(tmp_path / "persons").manifest.view == "persons"
 
 
-def test_where_a_set_is_not_seen_as_it_should_be_it_is_said(
+def test_a_set_that_is_seen_otherwise_than_intended_is_reported(
     run: Path, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluate_run(run, device="cpu")
@@ -128,7 +128,7 @@ def test_where_a_set_is_not_seen_as_it_should_be_it_is_said(
     assert f"the run was trained on crops around persons, {shards} holds whole pictures" in caplog.text
 
 
-def test_a_view_that_nobody_knows_is_refused(shards: Path, tmp_path: Path) -> None:
+def test_an_unknown_view_is_refused(shards: Path, tmp_path: Path) -> None:
     shutil.copytree(shards, tmp_path / "odd")
     edit_manifest(tmp_path / "odd", view="sideways")
     with pytest.raises(UserError, match="view is 'sideways', expected one of persons, picture"):

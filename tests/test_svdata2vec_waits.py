@@ -75,7 +75,7 @@ def waits(node: ast.AST, place: tuple[str, ...] = ()) -> Iterator[tuple[str, str
         yield from waits(child, place)
 
 
-def test_what_a_step_runs_waits_in_no_other_place() -> None:
+def test_code_of_a_step_waits_nowhere_else() -> None:
     found: dict[str, list[str]] = {}
     paths = [[*ROOT.glob(pattern)] for pattern in RUN_BY_A_STEP]
     assert all(paths)

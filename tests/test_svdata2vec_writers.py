@@ -148,7 +148,7 @@ def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and not Path("/dev/no-such-device").exists()
 
 
-def test_what_stands_in_a_folders_place_is_named(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name, place in (("file", "file"), ("file/a/b", "file"), ("link", "link"), ("link/a", "link")):
@@ -208,7 +208,7 @@ def test_an_output_is_tried_before_the_work(words: str, tmp_path: Path, capsys: 
     ("bench run demo --data.shards nowhere --out OUT.json", "OUT.png"), ("bench data --out OUT.json", "OUT.png"),
     ("bench run demo --data.shards nowhere --out OUT.json", "OUT.html"),
 ])
-def test_what_lies_beside_an_output_is_tried_before_the_work(
+def test_files_beside_an_output_are_tried_before_the_work(
     words: str, beside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / beside).mkdir()

@@ -10,7 +10,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.shards.reading.shardset import ShardSet
 
 
-def test_growth_is_told_from_a_start_that_settles() -> None:
+def test_growth_is_distinguished_from_a_start_that_settles() -> None:
     clips = range(250, 10_001, 250)
     settled = growth([[count, 500 - 300 / count] for count in clips])
     assert abs(settled["mb_per_1000_clips"]) < 0.05 and settled["last_mb"] == pytest.approx(500, abs=0.1)

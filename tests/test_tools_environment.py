@@ -96,7 +96,7 @@ def test_a_folder_behind_a_link_is_the_same(checkout: Path, tmp_path_factory: py
     assert times_made(checkout) == 1
 
 
-def test_another_python_makes_it_anew(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_python_rebuilds_it(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without PYTHON, or with the environment's own, what is there stays."""
     first, another = os.environ["PYTHON"], str(a_python(checkout / "another"))
     for python, times in ((first, 1), (another, 2), ("", 2), (str(checkout / ".venv/bin/python"), 2)):
@@ -104,7 +104,7 @@ def test_another_python_makes_it_anew(checkout: Path, monkeypatch: pytest.Monkey
         assert made(checkout) == (0, "") and times_made(checkout) == times
 
 
-def test_one_that_does_not_run_is_made_anew(checkout: Path) -> None:
+def test_an_interpreter_that_does_not_run_is_replaced(checkout: Path) -> None:
     """As after an update of the system's Python."""
     assert made(checkout) == (0, "")
     (checkout / ".venv/bin/python").unlink()
@@ -122,8 +122,8 @@ def test_variables_of_another_python_do_not_reach_pip(checkout: Path, monkeypatc
     assert "PIP_FIND_LINKS" in seen and not seen & set(names)
 
 
-def test_what_failed_is_not_taken_for_whole(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is what was whole before: going back to the earlier setup.cfg makes it anew."""
+def test_a_failed_installation_is_not_taken_for_complete(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what was whole before: going back to the earlier setup.cfg installs again."""
     assert made(checkout) == (0, "")
     text = (checkout / "setup.cfg").read_text()
     (checkout / "setup.cfg").write_text(text + "\n")

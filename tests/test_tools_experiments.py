@@ -299,13 +299,13 @@ def planted(low: float, high: float | None) -> dict[str, Any]:
     (planted(0.05, 0.15), "**+10.0 (+5.0 to +15.0)**"), (planted(-0.05, 0.25), "+10.0 (-5.0 to +25.0)"),
     (planted(0, None), "+10.0"),
 ])
-def test_what_an_interval_leaves_open_is_not_bold(each: dict[str, Any], text: str) -> None:
+def test_intervals_that_include_zero_are_not_bold(each: dict[str, Any], text: str) -> None:
     assert tables._points(each, 3) == text
     turned = tables._points(tables._turned(each), 3)
     assert turned.count("**") == text.count("**") and "-10.0" in turned
 
 
-def test_figures_of_fewer_seeds_than_a_record_has_say_so() -> None:
+def test_figures_of_fewer_seeds_than_a_record_has_are_marked() -> None:
     """As `--collect` leaves them, on pages and on the terminal; rows of other seeds are not paired."""
     longer, found = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("longer", "same_steps"))
     cell = found["rows"][0]["cells"][0]
@@ -457,7 +457,7 @@ def test_fine_tunings_share_the_device_that_their_record_names(
     assert told == [asked] and json.loads((tmp_path / "record.json").read_text())["machine"] == {"device": found}
 
 
-def test_pretraining_is_told_the_device_of_its_runs(
+def test_pretraining_is_given_the_device_of_its_runs(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(jobs: Any, at_once: int, device: str = "auto") -> None:

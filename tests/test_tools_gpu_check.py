@@ -42,7 +42,7 @@ def break_down() -> dict[str, Any]:
          "not installed: no_such_thing, no_such.inner"),
     ],
 )
-def test_what_becomes_of_a_part(part: Part, function: Callable[..., dict[str, Any]], status: str, note: str) -> None:
+def test_outcomes_of_a_part(part: Part, function: Callable[..., dict[str, Any]], status: str, note: str) -> None:
     outcome = gpu_check.run_here(part, lambda name: function)
     assert (outcome.name, outcome.status, outcome.note) == (part.name, status, note)
 
@@ -93,7 +93,7 @@ def test_correctness_comes_first_and_speed_has_the_machine_to_itself() -> None:
     assert {*parts, "step speed"} <= set(without_dali)
 
 
-def test_what_a_part_started_ends_with_it() -> None:
+def test_processes_that_a_part_started_end_with_it() -> None:
     """Also where it outlives the part, holding its output open."""
     program = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); {}"
     for rest, note in (("import time; time.sleep(60)", "did not finish within 2 s"), ("sys.exit(7)", "ended with 7")):
@@ -158,7 +158,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_where_nothing_can_be_written_nothing_is_measured(
+def test_nothing_is_measured_if_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_check, "gpu_problem", lambda: None)

@@ -367,7 +367,7 @@ def test_boxes_of_an_earlier_run_are_taken(videos: Path, tmp_path: Path, model: 
     assert run(videos / "walk", "--model", "hrnet-w32", "--boxes", tmp_path / "boxes", "--out", out) == 0
     assert "has 8 frames, but there are boxes for frame 8" in (tmp_path / "third.work" / "skipped.jsonl").read_text()
     assert np.flatnonzero(load(out)["annotations"][0]["bboxes"].any(axis=1)).tolist() == [3]
-    (tmp_path / "boxes" / "b.csv").write_text("frame,x1,y1,x2,y2\n5,11,12,30,40\n")  # corrected: found anew
+    (tmp_path / "boxes" / "b.csv").write_text("frame,x1,y1,x2,y2\n5,11,12,30,40\n")  # corrected: found again
     assert run(videos / "walk", "--model", "hrnet-w32", "--boxes", tmp_path / "boxes", "--out", out) == 0
     assert np.flatnonzero(load(out)["annotations"][0]["bboxes"].any(axis=1)).tolist() == [5]
 

@@ -153,7 +153,7 @@ def test_on_a_gpu_a_limit_that_is_exceeded_and_what_was_not_measured_are_empty(r
     assert "hence empty: jpeg, batch 128, blocks, batch 128." in text
 
 
-def test_pairs_of_clips_that_were_packed_anew_say_so() -> None:
+def test_pairs_of_clips_packed_again_are_marked() -> None:
     records = [load(name) for name in ("longer", "more_steps", "more_steps_scratch")]
     assert results_studies.at_one_share(*records).count("Their clips were packed anew.") == 1
     for record in records:

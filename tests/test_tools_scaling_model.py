@@ -29,7 +29,7 @@ def test_a_ring_sends_all_but_its_own_share_twice() -> None:
     assert scaling.ring_bytes(80.0, 8) == pytest.approx(140.0)
 
 
-def test_one_gpu_waits_for_nobody_and_a_slow_network_for_long() -> None:
+def test_one_gpu_waits_for_none_and_a_slow_network_for_long() -> None:
     alone = scaling.expect(1, 8e7, 4e4, GIVEN)
     assert alone.efficiency == 1 and alone.sent_bytes == 0 and alone.clips_per_second == GIVEN.clips_per_second
     efficiencies = [scaling.expect(gpus, 8e7, 4e4, GIVEN).efficiency for gpus in (8, 16, 64, 512, 4096)]

@@ -54,7 +54,7 @@ def test_it_is_a_function_of_its_arguments_and_says_what_it_cost(shards: Path, c
     assert 0 <= other["score"] <= 1
 
 
-def test_what_comes_next_in_the_process_has_its_threads_again(shards: Path) -> None:
+def test_threads_are_restored_for_the_rest_of_the_process(shards: Path) -> None:
     """Rows of a study follow each other there, and their CPU seconds are compared."""
     before = torch.get_num_threads()
     torch.set_num_threads(before + 2)

@@ -1,4 +1,4 @@
-"""Losses of the first 20 steps of a tiny pretraining run. Written anew after a change of the method that is meant:
+"""Losses of the first 20 steps of a tiny pretraining run. Rewrite it after an intended change of the method:
 
     PYTHONPATH=. python tests/helpers/golden_curve.py --write
 
