@@ -14,13 +14,14 @@ import pytest
 from shards_data import HEIGHT, WIDTH, annotation, block_pose, write_pickle, write_tree, write_video
 
 from svdata2vec.shards import video as shards_video
-from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Skipped, safe_key
+from svdata2vec.shards.annotations import ClipAnnotation, DataSet, PoseFile, Skipped, safe_key
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.shards.layouts import layout
-from svdata2vec.shards.packing import tarwriter
+from svdata2vec.shards.packing import plan, tarwriter
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.items import clips_of
 from svdata2vec.shards.readers.media import is_video
+from svdata2vec.shards.readers.pose_files import read_poses
 from svdata2vec.shards.readers.pyskl import read_pyskl
 from svdata2vec.shards.readers.sources import open_dataset
 from svdata2vec.shards.readers.videos import read_video_csv
@@ -388,6 +389,25 @@ def test_too_many_open_files_leave_no_clip_out(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(shards_video, "open_bytes", refuse)
     with pytest.raises(MachineError, match=rf"c/a\.mp4: {os.strerror(number)}; raise the limit \(`ulimit -n`\)$"):
         pack(dataset, tmp_path / "set", PackOptions(workers=1, size=32))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO])
+def test_a_skeleton_that_the_machine_cannot_read_is_in_no_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Otherwise its content would have changed for the run that resumes."""
+    clip = ClipAnnotation("a", 0, tmp_path / "a.mp4", pose_file=PoseFile(read_poses, str(tmp_path / "a.npz"), ("npz", "a")))
+    dataset = DataSet("set", layout("coco17"), ("walk",), {"train": ["a"]}, [clip])
+
+    def refuse(path: str, *_: Any, **__: Any) -> IO[bytes]:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(plan, "open_bytes", refuse)
+    with pytest.raises(MachineError, match=rf"a\.npz: .*{os.strerror(number)}"):
+        plan.make_plan(dataset, OPTIONS)
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):  # packing tries again, or ends
+        read_poses(str(tmp_path / "a.npz"), "npz", "a", 17, None, 2, 0.0)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error", "x.txt"), MachineError("the store is away")])

@@ -11,7 +11,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet
 from svdata2vec.shards.atomic import read_object, write_atomically
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_machine
 from svdata2vec.shards.packing.clip import container_component
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.packing.shard import PARTS, ShardTask
@@ -58,7 +58,8 @@ def _video_bytes(clip: ClipAnnotation) -> int | None:
     video = Path(clip.video)
     try:
         return sum(picture.stat().st_size for picture in numbered_pictures(video)) if video.is_dir() else file_bytes(video)
-    except (OSError, UserError):
+    except (OSError, UserError) as error:
+        require_machine(error, video)
         return None
 
 
@@ -81,8 +82,9 @@ def _content_hash(path: str) -> str:
             return hashlib.sha256(repr([(file.name, _content_hash(str(file))) for file in files]).encode()).hexdigest()
         with open_bytes(path) as file:
             return hashlib.sha256(file.read()).hexdigest()
-    except OSError:  # the clip will be listed as skipped
-        return "cannot be read"
+    except OSError as error:
+        require_machine(error, path)
+        return "cannot be read"  # the clip will be listed as skipped
 
 
 def fingerprint(plan: dict[str, object]) -> str:

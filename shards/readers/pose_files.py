@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
-from svdata2vec.shards.errors import UserError, reason_of, require_machine
+from svdata2vec.shards.errors import SERVER_ERRORS, TOO_MANY_FILES, UserError, reason_of, require_machine
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
 from svdata2vec.shards.ranges import Range, Share, check_number
 from svdata2vec.shards.readers.joint_order import choose_layout
@@ -190,6 +190,8 @@ def _read_npz(path: str) -> Pose:
         with np.load(path, allow_pickle=False) as file:
             content: Mapping[str, np.ndarray] = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno in (*SERVER_ERRORS, *TOO_MANY_FILES):
+            raise  # no fault of the file
         raise UserError(f"{path}: not a readable .npz ({error})") from error
     if "keypoint" not in content:
         raise UserError(f"{path}: has no 'keypoint'; it has {', '.join(content) or 'nothing'}")
