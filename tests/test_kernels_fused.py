@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_compare import assert_call, assert_op, dtypes_and_layouts
+from kernel_compare import all_dtypes, assert_call, assert_op, layouts
 from kernel_device import DEVICE, triton_marks
 from kernel_inputs import CALLS, Call, Draw, Sizes, batch_norm_prelu, batch_norm_prelu_pool
 
@@ -56,7 +56,8 @@ def check(op: str, shape: tuple[int, int, int], dtype: torch.dtype, layout: str 
     assert_call(CALLS[op](Sizes(B, T, D=D, hidden=D), Draw(dtype, DEVICE, dtype)), layout)
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize("shape", ROWS)
 def test_add_layer_norm(dtype: torch.dtype, layout: str, shape: tuple[int, int, int]) -> None:
     if shape == (1, 1, 1):
@@ -82,7 +83,8 @@ def test_add_layer_norm_in_many_tiles() -> None:
     check("add_layer_norm", (5, 7, 19), torch.float32)
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 def test_add_layer_norm_without_a_branch_is_the_layer_norm(dtype: torch.dtype, layout: str) -> None:
     check("add_layer_norm without a branch", (3, 5, 37), dtype, layout)
     x, ones = torch.randn(3, 5, 37, device=DEVICE), torch.ones(37, device=DEVICE)
@@ -120,7 +122,8 @@ def test_add_layer_norm_under_autocast_writes_what_the_next_product_reads(dtype:
         torch.testing.assert_close(got, expected, rtol=2 * torch.finfo(got.dtype).eps, atol=2e-5)
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize("shape", ROWS)
 def test_bias_gelu(dtype: torch.dtype, layout: str, shape: tuple[int, int, int]) -> None:
     check("bias_gelu", shape, dtype, layout)
@@ -157,7 +160,8 @@ MAPS = [
 ]
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize(("shape", "training", "shortcut"), MAPS)
 def test_batch_norm_prelu(
     dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int], training: bool, shortcut: bool
@@ -202,7 +206,8 @@ POOLED = [
 ]
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize(("shape", "training"), POOLED)
 def test_batch_norm_prelu_pool(dtype: torch.dtype, layout: str, shape: tuple[int, int, int, int], training: bool) -> None:
     assert_call(batch_norm_prelu_pool(Sizes(maps=shape), Draw(dtype, DEVICE, dtype), training=training), layout)

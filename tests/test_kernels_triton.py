@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_compare import all_dtypes, assert_call, assert_op, dtypes_and_layouts
+from kernel_compare import all_dtypes, assert_call, assert_op, layouts
 from kernel_device import DEVICE, triton_marks
 from kernel_inputs import CALLS, Call, Draw, Sizes, gather_blocks, masked_mse
 from kernel_step import step_inputs, step_loss
@@ -148,7 +148,8 @@ TOKEN_SHAPES = [
 ]
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize("shape", TOKEN_SHAPES)
 def test_fuse_tokens(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
     assert_call(drawn("fuse_tokens", dtype, token_sizes(shape)), layout)
@@ -161,7 +162,8 @@ def test_fuse_tokens_with_float32_parameters_under_bfloat16_tokens(hidden: bool)
     assert_call(call)
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize("shape", TOKEN_SHAPES)
 def test_restore_tokens(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
     assert_call(drawn("restore_tokens", dtype, token_sizes(shape)), layout)
@@ -182,7 +184,8 @@ def test_a_token_of_a_frame_outside_the_clip_changes_no_other_gradient(op: str) 
     torch.testing.assert_close((got[0][:, :1], *got[1:]), want)
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize(
     ("shape", "lengths"),
     [
@@ -217,7 +220,8 @@ def test_attention_accepts_lengths_in_32_bits_and_an_expanded_gradient() -> None
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize(
     "shape",
     [
@@ -238,7 +242,8 @@ def test_layer_targets_of_constant_channels_are_zero() -> None:
     assert not K.layer_targets(layers, impl="triton").any()
 
 
-@dtypes_and_layouts
+@all_dtypes
+@layouts
 @pytest.mark.parametrize("scored", ["some", "none", "all"])
 @pytest.mark.parametrize("shape", [(3, 7, 37), (1, 1, 1), (2, 40, 256), (2, 3, 700), (0, 3, 4)], ids=str)
 def test_masked_mse(dtype: torch.dtype, layout: str, scored: str, shape: tuple[int, int, int]) -> None:

@@ -1,6 +1,5 @@
 """Calls of ops run forward and backward, in contiguous and in strided memory; Triton compared with the reference."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,22 +15,13 @@ from tolerances import assert_as_close_as
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdata2vec.kernels.dispatch import INTERPRETED, Impl
+from svdata2vec.kernels.dispatch import Impl
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 Layout = Callable[[Tensor], Tensor]
 LAYOUTS: dict[str, Layout | None] = {"contiguous": None, "strided": cases.strided, "transposed": cases.transposed}
-# What kernels read their tensors as, and from what memory: independent, so in the slow interpreter each dtype has one layout.
-PAIRS = list(itertools.product(DTYPES, ("contiguous", "strided")))
-SPARSE = [(torch.float32, "strided"), (torch.bfloat16, "contiguous"), (torch.float16, "strided")]
-
-
-def name_of(value: torch.dtype | str) -> str:
-    return str(value).removeprefix("torch.")
-
-
-all_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-dtypes_and_layouts = pytest.mark.parametrize(("dtype", "layout"), SPARSE if INTERPRETED else PAIRS, ids=name_of)
+layouts = pytest.mark.parametrize("layout", ["contiguous", "strided"])
 
 # Given the float inputs and `impl`, one op's result or results.
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
