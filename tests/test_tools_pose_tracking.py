@@ -21,7 +21,6 @@ from pose_work import VideoPoses, WorkFolder
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 from waiting import wait_for
 
-from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.media import VideoFolder
@@ -428,18 +427,6 @@ def test_kill_at_any_moment_costs_at_most_one_video(videos: Path, tmp_path: Path
 
 
 # --- parts --------------------------------------------------------------------------------------------------------------
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomically(tmp_path / "f", b"old")
-
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(tmp_path / "f", b"new")
-    assert (tmp_path / "f").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_full_disk_ends_with_one_line(videos: Path, tmp_path: Path, model: BlockModel, monkeypatch: pytest.MonkeyPatch,
