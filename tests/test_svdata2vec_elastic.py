@@ -42,7 +42,9 @@ def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path, 
 
 STUB = """#!/usr/bin/env bash
 echo "$(basename "$0") $* [own store: ${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-0}]" >> "$CALLS"
-[ "$(basename "$0")" = scontrol ] && [ "$1" = show ] && printf 'node7\\nnode8\\n'
+[ "$1 $2" = "show hostnames" ] && printf 'node7\\nnode8\\n'
+[ "$1 $2" = "show job" ] && echo "   PreemptEligibleTime=2026-12-01T10:00:00 PreemptTime=$PREEMPTED SuspendTime=None"
+[ "$(basename "$0")" = srun ] && [ -n "${PREEMPTED:-}" ] && exit 1
 if [ "$(basename "$0")" = srun ] && [ -n "${STOPS:-}" ]; then
     trap 'saving=true' TERM
     kill -TERM "$PPID"
@@ -89,6 +91,14 @@ def test_a_slurm_job_that_is_asked_to_stop_saves_and_queues_again(tmp_path: Path
 def test_a_slurm_job_that_finished_when_it_was_asked_to_stop_does_not_queue_again(tmp_path: Path) -> None:
     status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, STOPS="0")
     assert status == 0 and calls[-1] == "saved"
+
+
+@pytest.mark.parametrize(("time", "queued"), [("2026-12-01T11:00:00", True), ("None", False)])
+def test_a_slurm_job_queues_again_if_its_processes_were_told_of_a_preemption(tmp_path: Path, time: str, queued: bool) -> None:
+    """They alone are told when a grace time begins, and a job that ends in it is not queued by Slurm."""
+    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, PREEMPTED=time)
+    assert status == 1 and calls[2].startswith("scontrol show job 123 ")
+    assert [call.split(" [")[0] for call in calls[3:]] == ["scontrol requeue 123"] * queued
 
 
 def test_the_file_for_machines_without_a_scheduler(tmp_path: Path) -> None:
