@@ -2,7 +2,8 @@
 # Pretraining on machines without a scheduler: run this on every one of them, with the same two edits.
 #
 # A process that dies is started again with all others, from the newest checkpoint (up to MAX_RESTARTS times); to stop and
-# save, send SIGTERM to torchrun on one node. The folder of the run must be one that all nodes see.
+# save, send SIGTERM to torchrun on every node: without it, torchrun waits ten minutes for a node that is gone. The folder of
+# the run must be one that all nodes see.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
