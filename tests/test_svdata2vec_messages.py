@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from tiny import finetune_config, pretrain_config
 from tiny_command import command_words
 
 from svdata2vec.cli.commands import COMMANDS
-from svdata2vec.cli.main import main
+from svdata2vec.cli.main import is_shown, main
 from svdata2vec.cli.options import Command, Group, option_names
 from svdata2vec.runs.data import build_loader
 from svdata2vec.runs.runtime import Runtime, announced_place
@@ -135,6 +136,21 @@ def test_an_environment_of_no_launcher(
     assert found in line and line.endswith("start it with torchrun, or `unset WORLD_SIZE`")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert announced_place() == (0, 1)
+
+
+@pytest.mark.parametrize(("module", "shown"), [
+    ("training.pretrain", False), ("training.loop", False), ("training.collapse", False), ("training.finetune", False),
+    ("shards.reading.joined", False), ("runs.data", False),
+    ("training.stepper", True), ("pipeline.producer", True), ("shards.reading.remote", True),  # of this process's own clips
+])
+def test_of_many_processes_the_first_alone_shows_what_holds_for_all(
+    module: str, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = logging.makeLogRecord({"name": f"svdata2vec.{module}", "levelno": logging.WARNING})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, expected in (("0", True), ("1", shown)):
+        monkeypatch.setenv("RANK", rank)
+        assert is_shown(record) == expected
 
 
 def test_a_left_over_rank_hides_no_result(

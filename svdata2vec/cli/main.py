@@ -20,7 +20,10 @@ STDOUT = 1  # its file descriptor
 RESUMABLE = ("pretrain", "finetune", "probe", "label-efficiency")  # started again, these resume interrupted work
 
 # Messages of these loggers hold for all processes of a launch; only the first process shows them.
-SHARED = ("svdata2vec.cli", "svdata2vec.runs", "svdata2vec.evaluation", "svdata2vec.training.finetune", "svdata2vec.kernels")
+SHARED = (
+    "svdata2vec.cli", "svdata2vec.runs", "svdata2vec.evaluation", "svdata2vec.kernels", "svdata2vec.shards.reading.joined",
+    *(f"svdata2vec.training.{name}" for name in ("collapse", "finetune", "loop", "pretrain")),
+)
 
 log = logging.getLogger(__name__)
 
