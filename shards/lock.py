@@ -44,6 +44,21 @@ def folder_lock(root: Path, work: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made if needed, while the block runs; waits for other processes that hold it.
+
+    On a file system without locks nobody waits.
+    """
+    with path.open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        yield
+
+
 def _acquire(path: Path) -> int:
     while True:
         descriptor = _open(path)

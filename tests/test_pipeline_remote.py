@@ -114,6 +114,20 @@ def test_a_set_that_is_packed_again_shares_the_bound_of_its_cache(local, url, tm
     assert 0 < sum(copies) <= bound and new.manifest.shards[0].name == old.manifest.shards[0].name
 
 
+def test_index_and_checksums_that_others_have_mapped_are_not_replaced(url, tmp_path, monkeypatch):
+    """On NFS another machine would lose the bytes that it has not read yet: a bus error ended its run."""
+    written, write = [], atomic.write_atomically
+    monkeypatch.setattr("svdata2vec.shards.reading.remote.write_atomically",
+                        lambda path, content: (written.append(path.name), write(path, content)))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: RemoteShardSet(url, cache=tmp_path), range(8)))
+    assert sorted(written) == ["index.npy", "manifest.json", "sums.npy"]
+    (index,) = tmp_path.rglob("index.npy")
+    index.write_bytes(bytes(index.stat().st_size))
+    RemoteShardSet(url, cache=tmp_path)
+    assert written[3:] == ["index.npy"], "a damaged one is"
+
+
 def test_skeleton_only_does_not_fetch_pixels(local, url, tmp_path):
     remote = RemoteShardSet(url, cache=tmp_path)
     batches(remote, video=False)

@@ -21,6 +21,7 @@ import numpy as np
 from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.cache_folder import cache_folder
 from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
+from svdata2vec.shards.lock import in_turn
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, extent, load_head
@@ -82,7 +83,7 @@ class RemoteShardSet(ShardSet):
         names = [INDEX_NAME, MANIFEST_NAME]
         with _called(folder, self.where):
             for name in names:  # and the third if the manifest has its sum
-                write_atomically(folder / name, _fetch(filesystem, self._place(name), f"{self.where}/{name}"))
+                _keep(folder / name, _fetch(filesystem, self._place(name), f"{self.where}/{name}"))
                 if name == MANIFEST_NAME and SUMS_NAME in Manifest.load(folder).crc32:
                     names.append(SUMS_NAME)
             super().__init__(Path(self.where), *load_head(folder, self.where))
@@ -177,6 +178,16 @@ class RemoteShardSet(ShardSet):
 
 def _folder(cache: Path, url: str, what: str) -> Path:
     return cache / hashlib.sha256(f"{url} {what}".encode()).hexdigest()[:24]
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Write a file unless it has this content already.
+
+    If the cache is on NFS, other machines may have mapped it, and lose the bytes of a file that is replaced: a bus error.
+    """
+    with in_turn(path.with_name(f"{path.name}.lock")):
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Whole tars fetched from a store ahead of their use, into the bounded cache, by threads in the background."""
 
-import fcntl
 import hashlib
 import logging
 import threading
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.errors import UserError
-from svdata2vec.shards.lock import NO_LOCKS
+from svdata2vec.shards.lock import in_turn
 from svdata2vec.shards.reading.manifest import ShardEntry, file_bytes
 from svdata2vec.shards.reading.rangecache import RangeCache
 from svdata2vec.shards.urls import StoreError
@@ -94,12 +93,7 @@ class TarFetcher:
         entry, failure = self._shards[shard], None
         copy = copy_name(entry)
         try:
-            with (self._cache.folder / f"{copy}.lock").open("wb") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                except OSError as error:
-                    if error.errno not in NO_LOCKS:  # without locks two processes may fetch a tar, which still appears complete
-                        raise
+            with in_turn(self._cache.folder / f"{copy}.lock"):  # without locks two may fetch it, which still appears complete
                 if not self._is_here(shard):  # another process may have fetched it meanwhile
                     self._cache.add(copy, lambda path: self._checked_download(entry, path))
                     log.info("fetched %s/%s (%d bytes)", self._url, entry.name, entry.bytes)
