@@ -398,6 +398,24 @@ def test_cached_clips_keep_no_file_open(tmp_path):
     assert psutil.Process().num_fds() < before + len(held)
 
 
+@pytest.mark.parametrize("fetch", ["clips", "shards"])
+def test_a_clip_that_another_machine_evicts_while_it_is_read_is_fetched_again(local, url, tmp_path, monkeypatch, fetch):
+    """NFS calls its open file stale; the clip counted as damaged, and was replaced."""
+    remote, open_file, stale = RemoteShardSet(url, cache=tmp_path, fetch=fetch), Path.open, []
+
+    def opened(path, mode="r", *rest, **options):
+        if path.parent == remote.cache.folder and mode == "rb" and not stale:
+            stale.append(path)
+            path.unlink()
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return open_file(path, mode, *rest, **options)
+
+    remote.sample(0)
+    monkeypatch.setattr(Path, "open", opened)
+    assert bytes(remote.sample(0).video) == bytes(local.sample(0).video)
+    assert len(stale) == 1 and remote.cache.misses == 2
+
+
 def test_range_cache_is_least_recently_used(tmp_path):
     cache = RangeCache(tmp_path, 250)
     for name in "ab":

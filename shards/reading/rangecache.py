@@ -1,6 +1,7 @@
 """A folder of cached bytes, bounded in size; the least recently used are dropped first. Safe for threads and processes."""
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from svdata2vec.shards.atomic import make_folder, renamed
 from svdata2vec.shards.errors import UserError
 
+EVICTED = (errno.ENOENT, errno.ESTALE)  # errors of an entry that another process has just evicted; on NFS, of one that is open
 _STALE_SECONDS = 3600
 _UNSEEN_SHARE = 1 / 64  # of the bound: bytes that a process may add before it rescans the folder for those of others
 
@@ -37,11 +39,14 @@ class RangeCache:
 
     def get(self, name: str, size: int, fetch: Callable[[], bytes]) -> memoryview:
         """The `size` bytes called `name`, fetched if they are not there. Exceptions of `fetch` are passed on."""
-        with contextlib.suppress(FileNotFoundError):  # another process has just evicted it
+        try:
             if self.has(name, size):
                 content = memoryview((self.folder / name).read_bytes())  # mapping it would keep a file open for each clip
                 self.hits += 1
                 return content
+        except OSError as error:
+            if error.errno not in EVICTED:
+                raise
         content = memoryview(fetch())
         self.add(name, lambda path: path.write_bytes(content))
         return content

@@ -23,7 +23,7 @@ from svdata2vec.shards.cache_folder import cache_folder
 from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
 from svdata2vec.shards.lock import in_turn
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
-from svdata2vec.shards.reading.rangecache import RangeCache
+from svdata2vec.shards.reading.rangecache import EVICTED, RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, extent, load_head
 from svdata2vec.shards.reading.sums import ChangedError
 from svdata2vec.shards.reading.tarfetch import TarFetcher, copy_name
@@ -160,8 +160,9 @@ class RemoteShardSet(ShardSet):
                 with self._tar_fetcher.path(shard).open("rb") as file:
                     file.seek(offset)
                     return file.read(size)
-            except FileNotFoundError:  # another process has just evicted it
-                continue
+            except OSError as error:
+                if error.errno not in EVICTED:
+                    raise
 
     def will_need(self, rows: np.ndarray) -> None:
         """Rows that will be read next, in their order: with fetch="shards" their tars are fetched in the background."""
