@@ -19,6 +19,7 @@ from waiting import wait_for
 
 from svdata2vec.runs.failures import REQUEUE_EXIT_CODE
 from svdata2vec.runs.stopping import StopRequested, StopSignal
+from svdata2vec.shards import cores
 from svdata2vec.shards.errors import MachineError, UserError
 from svdata2vec.studies import jobs
 from svdata2vec.studies.jobs import run_all
@@ -174,12 +175,18 @@ def test_after_a_failure_no_other_run_begins(study: subprocess.Popen[str], tmp_p
     assert names(tmp_path, "begun") == {"0", "1"} and not names(tmp_path, "saved")
 
 
-def test_jobs_share_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_share_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "visible_gpus", list)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    monkeypatch.setattr(cores, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "cgroup")
     assert [place["cores"] for place in jobs.shares(2)] == [[0, 1], [2, 5]]
     assert [place["cores"] for place in jobs.shares(3)] == [[0], [1], [2]]
     assert [place["cores"] for place in jobs.shares(6)] == [[0], [1], [2], [5], [0], [1]]
+    assert [[place["threads"] for place in jobs.shares(at_once)] for at_once in (2, 3)] == [[2, 2], [1, 1, 1]]
+    (tmp_path / "cgroup").write_text("0::/\n")
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert list(jobs.shares(2)) == [{"cores": [0, 1], "threads": 1}, {"cores": [2, 5], "threads": 1}]
     monkeypatch.setattr(jobs, "visible_gpus", lambda: ["3", "4"])
     assert [place["gpu"] for place in jobs.shares(3)] == ["3", "4", "3"]
     assert [place["cores"] for place in jobs.shares(2, "cpu")] == [[0, 1], [2, 5]]

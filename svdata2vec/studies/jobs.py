@@ -18,6 +18,7 @@ import torch
 from svdata2vec.config.schema import Device
 from svdata2vec.runs.runtime import announced_place, end_with_parent
 from svdata2vec.runs.stopping import stoppable
+from svdata2vec.shards.cores import job_cores
 from svdata2vec.shards.errors import MachineError, UserError
 
 ASK_SECONDS = 1.0  # between two requests to stop
@@ -151,15 +152,18 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 
 def shares(at_once: int, device: Device = "auto") -> Iterator[dict[str, Any]]:
-    """GPU (as in CUDA_VISIBLE_DEVICES) or cores of each process; assigned in turn if there are fewer than processes."""
+    """GPU (as in CUDA_VISIBLE_DEVICES) or cores of each process; assigned in turn if there are fewer than processes.
+
+    With cores go threads: fewer than cores where a quota of a control group grants less time.
+    """
     if device != "cpu" and (gpus := visible_gpus()):
         yield from ({"gpu": gpus[number % len(gpus)]} for number in range(at_once))
         return
     cores = sorted(os.sched_getaffinity(0))
-    each = max(len(cores) // at_once, 1)
+    each, threads = max(len(cores) // at_once, 1), max(job_cores() // at_once, 1)
     for number in range(at_once):
         first = number * each % len(cores)
-        yield {"cores": cores[first : first + each]}
+        yield {"cores": cores[first : first + each], "threads": threads}
 
 
 def visible_gpus() -> list[str]:
@@ -178,8 +182,8 @@ def _serve(jobs: Connection, place: dict[str, Any]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = place["gpu"]
     else:
         os.sched_setaffinity(0, place["cores"])
-        os.environ["OMP_NUM_THREADS"] = str(len(place["cores"]))
-        torch.set_num_threads(len(place["cores"]))
+        os.environ["OMP_NUM_THREADS"] = str(place["threads"])
+        torch.set_num_threads(place["threads"])
     end_with_parent()
     parent = multiprocessing.parent_process()
     with suppress(*GONE):
