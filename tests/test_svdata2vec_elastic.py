@@ -43,7 +43,10 @@ def test_a_killed_worker_costs_no_clip(tiny_shard_folder: Path, tmp_path: Path, 
 STUB = """#!/usr/bin/env bash
 echo "$(basename "$0") $* [own store: ${TORCH_DISABLE_SHARE_RDZV_TCP_STORE:-0}]" >> "$CALLS"
 [ "$1 $2" = "show hostnames" ] && printf 'node7\\nnode8\\n'
-[ "$1 $2" = "show job" ] && echo "   PreemptEligibleTime=2026-12-01T10:00:00 PreemptTime=$PREEMPTED SuspendTime=None"
+if [ "$1 $2" = "show job" ]; then
+    grep -q ^srun "$CALLS" && time="${PREEMPTED:-None}" || time="${PREEMPTED_BEFORE:-None}"
+    echo "   PreemptEligibleTime=2026-12-01T10:00:00 PreemptTime=$time SuspendTime=None"
+fi
 [ "$(basename "$0")" = srun ] && [ -n "${PREEMPTED:-}" ] && exit 1
 if [ "$(basename "$0")" = srun ] && [ -n "${STOPS:-}" ]; then
     trap 'saving=true' TERM
@@ -75,11 +78,11 @@ SLURM = {"SLURM_GPUS_ON_NODE": "8", "SLURM_CPUS_PER_TASK": "64", "SLURM_JOB_NODE
 
 def test_the_slurm_file_starts_one_torchrun_per_node(tmp_path: Path) -> None:
     status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM)
-    assert status == 0 and calls[0].startswith("scontrol show hostnames node[7-8] ") and len(calls) == 2
-    assert calls[1].startswith("srun --cpus-per-task=64 --kill-on-bad-exit=1 ")
+    assert status == 0 and calls[0].startswith("scontrol show hostnames node[7-8] ") and len(calls) == 3
+    assert calls[2].startswith("srun --cpus-per-task=64 --kill-on-bad-exit=1 ")
     for words in ("--nnodes 2 --nproc-per-node 8 --max-restarts 3", "--rdzv-endpoint node7:29500", "--rdzv-id 123",
                   "-m svdata2vec pretrain ntu60-xsub ", "[own store: 1]"):
-        assert words in calls[1]
+        assert words in calls[2]
 
 
 def test_a_slurm_job_that_is_asked_to_stop_saves_and_queues_again(tmp_path: Path) -> None:
@@ -93,12 +96,17 @@ def test_a_slurm_job_that_finished_when_it_was_asked_to_stop_does_not_queue_agai
     assert status == 0 and calls[-1] == "saved"
 
 
-@pytest.mark.parametrize(("time", "queued"), [("2026-12-01T11:00:00", True), ("None", False)])
-def test_a_slurm_job_queues_again_if_its_processes_were_told_of_a_preemption(tmp_path: Path, time: str, queued: bool) -> None:
+@pytest.mark.parametrize(("before", "after", "queued"), [
+    ("None", "2026-12-01T11:00:00", True), ("2026-12-01T10:00:00", "2026-12-01T11:00:00", True), ("None", "None", False),
+    ("2026-12-01T10:00:00", "2026-12-01T10:00:00", False),
+])
+def test_a_slurm_job_queues_again_if_its_processes_were_told_of_a_preemption(
+    tmp_path: Path, before: str, after: str, queued: bool
+) -> None:
     """They alone are told when a grace time begins, and a job that ends in it is not queued by Slurm."""
-    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, PREEMPTED=time)
-    assert status == 1 and calls[2].startswith("scontrol show job 123 ")
-    assert [call.split(" [")[0] for call in calls[3:]] == ["scontrol requeue 123"] * queued
+    status, calls = run_with_stubs("pretrain.sbatch", tmp_path, **SLURM, PREEMPTED_BEFORE=before, PREEMPTED=after)
+    assert status == 1 and calls[2].startswith("srun ")
+    assert [call.split(" [")[0] for call in calls[4:]] == ["scontrol requeue 123"] * queued
 
 
 def test_the_file_for_machines_without_a_scheduler(tmp_path: Path) -> None:
