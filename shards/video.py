@@ -26,7 +26,8 @@ from svdata2vec.shards.times import Times
 from svdata2vec.shards.urls import filesystem_of
 
 # Formats that can be cut before the colour conversion: 8 bits, three planes, chroma halved both ways. (Pictures with an
-# odd side are converted by another way of the library, which interpolates colours: those are converted whole.)
+# odd side are converted by another way of the library, which interpolates colours, and interlaced ones field by field:
+# those are converted whole.)
 _CUTTABLE = ("yuv420p", "yuvj420p")
 _NUMBERED = re.compile(r"(?i)(?!\.)(.*\D|)(\d+)\.(jpe?g|png)")  # img_00001.jpg, 12.png; no hidden file
 LEAST_ASPECT = 1 / 4  # of width and height of a pixel: files that state less, or more than 4, state nonsense
@@ -281,7 +282,7 @@ class VideoReader:
         left, top, right, bottom = region
         if not self.info.kept_as_stored:
             return self.info.orientation.apply(_rgb(frame, self.info.square_width))[top:bottom, left:right]
-        if frame.format.name in _CUTTABLE and not (frame.width | frame.height) & 1:
+        if frame.format.name in _CUTTABLE and not ((frame.width | frame.height) & 1 or frame.interlaced_frame):
             return cutter.rgb(frame, region)
         return _rgb(frame)[top:bottom, left:right]
 

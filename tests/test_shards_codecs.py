@@ -186,6 +186,22 @@ def test_cutting_equals_converting_everything(tmp_path: Path, codec: str, pixel_
             assert np.array_equal(cut, padded[400 + y : 400 + y + side, 400 + x : 400 + x + side])
 
 
+def test_lines_of_interlaced_video_have_the_colours_of_their_own_field(tmp_path: Path) -> None:
+    """Even lines are red, odd ones blue: every second row of the halved colours belongs to the one, the others to the other."""
+    planes = np.zeros((96, 64), np.uint8)
+    planes[0:64:2], planes[1:64:2] = 82, 41  # Y
+    for first, red, blue in ((64, 90, 240), (80, 240, 110)):  # Cb, Cr: two rows of 32 in each row of 64
+        planes[first : first + 16] = np.repeat([red, blue], 32)
+    with av.open(str(tmp_path / "v.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "0", "x264-params": "interlaced=1:tff=1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+        container.mux(stream.encode())
+    with VideoReader(tmp_path / "v.mkv") as reader:
+        picture = next(reader.crops(10, 6, 40)).astype(int)
+    assert np.abs(picture[0::2] - (255, 0, 0)).max() < 6 and np.abs(picture[1::2] - (0, 0, 255)).max() < 6
+
+
 def test_a_picture_in_front_is_not_taken_for_the_video(tmp_path: Path) -> None:
     video = write_video(tmp_path / "v.mp4", 5)
     with_cover(video, tmp_path / "cover.mkv")

@@ -57,10 +57,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return publish_classifier(tmp_path_factory.mktemp("run"), config)
 
 
-def publish_classifier(folder: Path, config: FinetuneConfig) -> Path:
+def publish_classifier(folder: Path, config: FinetuneConfig, shards: ShardSet | None = None) -> Path:
     torch.manual_seed(0)  # the same weights in each
     model = Classifier(config, 17, len(CLASSES))
-    publish(folder, model.state_dict(), model_card("finetune", config, num_joints=17, classes=CLASSES))
+    publish(folder, model.state_dict(), model_card("finetune", config, num_joints=17, classes=CLASSES, shards=shards))
     return folder
 
 
@@ -103,6 +103,29 @@ def test_poses_without_anybody_show_what_their_packed_clip_shows(run: Path, tmp_
     assert np.array_equal(whole, read_clip(video, DATA).frames_NTSS3[0])
     said = predict(run, video, poses=poses, device="cpu")["did"][2]
     assert f"the whole picture, squeezed into a square, as nobody in {poses}, resized" in said
+
+
+def test_poses_show_the_size_at_which_packing_stores_them(tmp_path: Path) -> None:
+    """The stored square is put around joints that the crop leaves out for their scores, too."""
+    (tmp_path / "videos").mkdir()
+    video = write_video(tmp_path / "videos" / "clip.mp4", 8, height=180, width=320)
+    doubtful = annotation("clip", 0, img_shape=(180, 320))
+    doubtful["keypoint"][0, :, 16] = (300, 160)  # type: ignore[index]
+    doubtful["keypoint_score"][0, :, 16] = 0.05  # type: ignore[index]
+    poses = write_pickle(tmp_path / "set.pkl", [doubtful])
+    options = PackOptions(size=64, quality=100, chroma="444", workers=1)
+    pack(read_pyskl(poses, tmp_path / "videos"), tmp_path / "shards", options)
+    data, shards = replace(DATA, crop="boxes", train_split="train"), ShardSet.open(tmp_path / "shards")
+    run = publish_classifier(tmp_path / "run", FinetuneConfig(data=data, model=MODEL), shards)
+    with ClipLoader(shards, "train", data.plan(), batch_size=1, train=False, decoder="reference") as loader:
+        packed_NTSS3 = next(iter(loader)).video_BTHWC
+    persons, (model, _, card) = find_persons(video, None, poses, False), load_classifier(run)
+    seen_NTSS3 = read_clip(video, DATA, persons.box, card, held=persons.held).frames_NTSS3
+    assert psnr(seen_NTSS3, packed_NTSS3) > 40
+    with torch.no_grad():
+        expected_C = model(torch.from_numpy(seen_NTSS3), None).softmax(1)[0]
+    found = predict(run, video, poses=poses, device="cpu")["classes"]
+    assert [best["probability"] for best in found] == pytest.approx(sorted(expected_C.tolist(), reverse=True))
 
 
 @pytest.mark.parametrize("frame_draw", ["fixed", "centre"])

@@ -107,7 +107,8 @@ class ClipPacker:
             if pose is not None:
                 _check_video(clip, pose, reader, options.pose_slack)
                 people, bad_joints = to_video_pixels(clip.key, pose, info, self._num_joints)
-            square = _square(people, info, options.size)
+            held = None if people is None else held_box(people)
+            square = packed_square(held, info.width, info.height, options.size)
         if options.codec == "copy":
             video, num_frames = self._copy(clip, reader)
             size, matrix = (info.width, info.height), np.eye(2, 3)
@@ -202,13 +203,10 @@ def container_component(video: str) -> str:
     return PurePosixPath(video).suffix.lower().lstrip(".")
 
 
-def _square(people: Pose | None, info: VideoInfo, size: int) -> tuple[int, int, int]:
-    """The stored square (x, y, side): around all joints and boxes of the whole clip."""
-    found: list[Box | None] = []
-    if people is not None:
-        found = [joint_box(people.pose_MTVC), None if people.box_T4 is None else union_box(people.box_T4)]
-    boxes_N4 = np.array([box for box in found if box is not None]).reshape(-1, 4)
-    return packed_square(union_box(boxes_N4), info.width, info.height, size)
+def held_box(people: Pose) -> Box | None:
+    """Box of what the stored square is put around: all joints of the whole clip, whatever their scores, and its boxes."""
+    found = [joint_box(people.pose_MTVC), None if people.box_T4 is None else union_box(people.box_T4)]
+    return union_box(np.array([box for box in found if box is not None]).reshape(-1, 4))
 
 
 def _check_video(clip: ClipAnnotation, pose: Pose, reader: VideoReader, slack: int) -> None:

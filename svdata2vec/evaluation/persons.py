@@ -17,7 +17,7 @@ from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.boxes import MIN_BOX_PX, Box, union_box
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.joints import stored_boxes, to_video_pixels
-from svdata2vec.shards.packing.clip import OTHER_RATE
+from svdata2vec.shards.packing.clip import OTHER_RATE, held_box
 from svdata2vec.shards.packing.options import PackOptions
 from svdata2vec.shards.readers.media import plain_name, without_extension
 from svdata2vec.shards.readers.pyskl import NO_BOX, load_pickle, pose_of
@@ -40,10 +40,12 @@ class Persons:
     Attributes:
         box: around all persons in all frames; None = no one was found, NO_BOX = as in a packed clip without persons.
         how: what was done, for the user to read.
+        held: of poses, around what the square of their packed clip is put (`held_box`); None = around the box.
     """
 
     box: Box | None
     how: str
+    held: Box | None = None
 
 
 def find_persons(
@@ -131,7 +133,7 @@ def persons_of_poses(poses: Path, video: Path, info: VideoInfo, frames: Span | N
     box = union_box(stored_boxes(people))
     if box is None:
         return Persons(None, f"nobody in {poses}")
-    return Persons(box, f"the persons in {poses}")
+    return Persons(box, f"the persons in {poses}", held_box(people))
 
 
 def _part(pose: Pose, frames: Span | None, video: Path) -> Pose:

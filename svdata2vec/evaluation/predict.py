@@ -63,7 +63,7 @@ def predict(
     require_writable(picture)
     persons = find_persons(video, box, poses, whole_picture, shown_whole(card), frames)
     data = config.data if views is None else replace(config.data, views=views)
-    clip = read_clip(video, data, persons.box, card, frames)
+    clip = read_clip(video, data, persons.box, card, frames, persons.held)
     where = pick_device(device)
     with torch.no_grad():
         logits_NC = model.to(where)(torch.from_numpy(clip.frames_NTSS3).to(where), None).float()

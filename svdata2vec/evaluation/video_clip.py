@@ -50,6 +50,7 @@ def read_clip(
     box: Box | None = None,
     card: Mapping[str, Any] | None = None,
     frames: Span | None = None,
+    held: Box | None = None,
 ) -> Clip:
     """Sample and crop a video file as evaluation does: its frames, square crop, bilinear resize.
 
@@ -61,6 +62,7 @@ def read_clip(
         card: of the run, which says at what size the clips that it was trained on were stored: the video is reduced to
             that size first, as packing does. None: straight from the source.
         frames: the part of the video to take, which it has (`span.check_span`); None = the whole video.
+        held: box of what the stored square is put around, where it is not `box` (`Persons.held`).
 
     Raises:
         UserError: the file cannot be decoded.
@@ -85,7 +87,7 @@ def read_clip(
         shows="picture" if box is None else "persons",
     )
     stored = (card or {}).get("preprocessing", {}).get("stored_size", 0)
-    square = packed_square(box, info.width, info.height, stored) if stored else _square(plans[0])
+    square = packed_square(held or box, info.width, info.height, stored) if stored else _square(plans[0])
     frames_NTSS3 = _read_frames(video, first, plans, square, stored or square[2])
     return Clip(frames_NTSS3, plans[0], num_frames, info, cut_short)
 
