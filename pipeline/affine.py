@@ -65,6 +65,11 @@ def apply(affine: Affine, points: NDArray[np.floating]) -> NDArray[np.float64]:
     return moved
 
 
+def corners(output_to_source: Affine, size: int) -> NDArray[np.float64]:
+    """(2, 2): where the first and the last corner of the output, (0, 0) and (size, size), lie."""
+    return apply(output_to_source, np.array([[0.0, 0.0], [size, size]]))
+
+
 def pixel_index_form(output_to_source: Affine) -> Affine:
     """The same map between pixel *indices* (centre of pixel 0 = 0), as OpenCV's warpAffine takes it."""
     index_map = output_to_source.copy()

@@ -371,7 +371,7 @@ def _resample_jobs(jobs: list[Job]) -> None:
 
 def _window_inputs(clip: EncodedClip, size: int) -> dict[str, NDArray[Any]]:
     """The map in the form of DALI's slice + resize: an int box with room for the taps, a window inside it (y before x)."""
-    corners_xy = affine.apply(clip.output_to_packed, np.array([[0.0, 0.0], [size, size]]))
+    corners_xy = affine.corners(clip.output_to_packed, size)
     low, high = np.floor(corners_xy.min(0)) - 1, np.ceil(corners_xy.max(0)) + 1
     (start_x, start_y), (stop_x, stop_y) = corners_xy - low
     return {

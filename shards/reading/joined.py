@@ -19,7 +19,7 @@ from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.layouts import JointLayout, joint_numbers, layout, to_layout
 from svdata2vec.shards.reading.manifest import Manifest
 from svdata2vec.shards.reading.sample import Sample
-from svdata2vec.shards.reading.shardset import Cut, ShardSet
+from svdata2vec.shards.reading.shardset import NOTHING, Cut, ShardSet
 
 KEPT = ("label", "frames", "shard")  # columns of 4 bytes; the others would be large at ten million clips
 
@@ -239,7 +239,7 @@ class JoinedShards(ShardSet):
     def read(self, row: int, components: Sequence[str]) -> dict[str, memoryview]:
         number, own = self._place(row)
         each = self.sets[number]
-        return dict.fromkeys(components, memoryview(b"")) | each.read(
+        return dict.fromkeys(components, NOTHING) | each.read(
             own, [name for name in components if name in each.manifest.components or name not in self.manifest.components]
         )
 

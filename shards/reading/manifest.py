@@ -28,7 +28,7 @@ from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError, require_folder
 from svdata2vec.shards.layouts import JointLayout
-from svdata2vec.shards.reading.sample import PICTURES
+from svdata2vec.shards.reading.sample import BY_FRAME, PICTURES
 
 MAX_COMPONENT_BYTES = 2**32 - 1
 FORMAT = "svdata2vec-shards"
@@ -123,7 +123,7 @@ class Manifest:
     @property
     def by_frame(self) -> bool:
         """Whether frames are stored one by one in the video component, each with its own checksum."""
-        return self.codec in ("jpeg", "blocks")
+        return self.codec in BY_FRAME
 
     @cached_property
     def blocks(self) -> BlockFormat | None:

@@ -22,6 +22,7 @@ from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.cache_folder import cache_folder
 from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
 from svdata2vec.shards.lock import in_turn
+from svdata2vec.shards.ranges import check_known
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import EVICTED, RangeCache
 from svdata2vec.shards.reading.shardset import ShardSet, extent, load_head
@@ -55,8 +56,7 @@ def open_shards(
     """
     if "," in str(root) and not Path(root).is_dir():
         raise UserError(f"{public(str(root))}: several sets, where one is expected; name one (a run takes several)")
-    if fetch not in get_args(Fetch):
-        raise UserError(f"fetch is {fetch!r}: expected {' or '.join(map(repr, get_args(Fetch)))}")
+    check_known("fetch", fetch, get_args(Fetch))
     if "://" in str(root):
         cache = cache or cache_folder()
         if cache is None:
@@ -204,7 +204,7 @@ def _called(folder: Path, where: str) -> Iterator[None]:
 def _fetch(filesystem: Any, path: str, name: str, start: int | None = None, stop: int | None = None) -> bytes:
     """Bytes [start, stop) of a remote file; UserError names it if it is missing or too short."""
     content: bytes = _try(lambda: filesystem.cat_file(path, start=start, end=stop), name)
-    if start is not None and stop is not None and len(content) >= stop > stop - start:
+    if start and stop is not None and len(content) >= stop:
         url = name.rpartition("/")[0]
         if url not in _WARNED:
             log.warning("%s: the server sends whole files for ranges; copy the shards to this machine, or train with "

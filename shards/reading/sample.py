@@ -25,6 +25,7 @@ JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"  # a JPEG's first and last two b
 # The components that hold a codec's pictures: all of them, of codec `copy` one of them.
 PICTURES = {"jpeg": ("jpegs", OFFSETS), "blocks": ("blocks",), **dict.fromkeys(("vp9", "h264", "hevc", "mjpeg"), ("mp4",)),
             "copy": CONTAINERS}
+BY_FRAME = ("jpeg", "blocks")  # codecs that store frames one by one: each is decoded without those before it
 SIDE_COMPONENTS = ("pose.npy", "score.npy", "box.npy", "json")
 
 Buffer = bytes | memoryview

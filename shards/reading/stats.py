@@ -83,17 +83,18 @@ def set_statistics(shards: ShardSet, persons: int = 2) -> SetStatistics:
     sums = _Sums(len(names), persons)
     for row in range(len(shards)):
         sums.add(shards, row)
+    frames = int(index["frames"].sum())
     right, down = np.quantile(sums.reach, 0.95, axis=0).tolist() if len(sums.reach) >= CLIPS_IN_IT else (1.0, 1.0)
     return SetStatistics(
-        clips=len(shards), frames=int(index["frames"].sum()), bytes=sum(s.bytes for s in shards.manifest.shards),
+        clips=len(shards), frames=frames, bytes=sum(s.bytes for s in shards.manifest.shards),
         frames_per_clip=Spread.of(index["frames"]), bytes_per_clip=Spread.of(index["size"].sum(axis=1, dtype=np.int64)),
         enlargement=Spread.of(np.array(sums.enlargements)), box_height_px=Spread.of(np.array(sums.heights or [0.0])),
         reach=(right, down),
         picture_sizes=dict(sums.pictures.most_common()), frame_rates=dict(sums.rates.most_common()),
         persons_per_clip=dict(sorted(sums.persons.items())), persons_seen=persons,
-        frames_of_others=sums.frames_of_others / max(int(index["frames"].sum()), 1),
+        frames_of_others=sums.frames_of_others / max(frames, 1),
         missing_joints={name: float(1 - sums.seen_V[v] / max(sums.slots, 1)) for v, name in enumerate(names)},
-        empty_frames=sums.empty_frames / max(int(index["frames"].sum()), 1), bad_joints=sums.bad_joints,
+        empty_frames=sums.empty_frames / max(frames, 1), bad_joints=sums.bad_joints,
         clips_with_other_pose_count=sums.other_pose_count, short_clips=int((index["frames"] < 40).sum()),
         splits={name: _split_statistics(shards, name) for name in shards.manifest.splits},
     )

@@ -8,8 +8,9 @@ stage that is too slow.
 from dataclasses import dataclass
 from typing import Literal
 
-from svdata2vec.bench.limits import PICTURES_ALONE, Rates
+from svdata2vec.bench.limits import Rates
 from svdata2vec.config.schema import PretrainConfig
+from svdata2vec.shards.reading.sample import BY_FRAME
 from svdata2vec.training.launch import launch_obstacles
 
 STORAGE_BOUND = 0.5  # share of what the storage gives in order, from which on it is the limit of reading
@@ -74,7 +75,7 @@ def advise_decode(rates: Rates, config: PretrainConfig, where: Surroundings) -> 
     if where.second_half == "upload":
         return _advise_upload(config, where)
     data, words = config.data, []
-    on_cpu, alone = where.device == "cpu", where.codec in PICTURES_ALONE
+    on_cpu, alone = where.device == "cpu", where.codec in BY_FRAME
     if data.decoder == "reference":
         words.append("--data.decoder dali")
     if not alone:

@@ -42,7 +42,7 @@ from svdata2vec.pipeline.plan import PlanConfig
 from svdata2vec.pipeline.reference import psnr
 from svdata2vec.pipeline.sampling import draw_frames_original
 from svdata2vec.pipeline.video import frames_of
-from svdata2vec.runs.cores import cpu_name
+from svdata2vec.runs.cores import MOST_THREADS, cpu_name
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.runs.provenance import machine, versions
 from svdata2vec.runs.stopping import TERMINATED_EXIT_CODE, stoppable
@@ -118,7 +118,7 @@ def _over_tars(sources: Sources) -> Method:
 
 
 def _on_gpu(sources: Sources, codec: str) -> Method:
-    threads = min(job_cores(), 16)
+    threads = min(job_cores(), MOST_THREADS)
     return partial(methods.ours, sources.shards(codec), device="cuda", batch_size=min(32, sources.count), threads=threads)
 
 

@@ -63,14 +63,16 @@ def ours_read_only(shards: ShardSet) -> Iterator[int]:
     yield from map(len, _read(shards))
 
 
-class _DecodeOnly(DaliDecoder):
+class DecodeOnly(DaliDecoder):
+    """DALI's part of the loader's decoding."""
+
     def place(self, *_: object) -> None:
         """No geometry."""
 
 
 def ours_decode(shards: ShardSet) -> Iterator[int]:
     """The same and DALI's decoding, without geometry."""
-    decoder = _DecodeOnly(shards.manifest.codec, PLAN.size, num_threads=WORKERS)
+    decoder = DecodeOnly(shards.manifest.codec, PLAN.size, num_threads=WORKERS)
     out = torch.empty((BATCH, PLAN.num_frames, PLAN.size, PLAN.size, 3), dtype=torch.uint8)
     for clips in _read(shards):
         decoder.decode(clips, out)

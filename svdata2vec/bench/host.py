@@ -50,7 +50,7 @@ def bench_host(config: HostConfig) -> dict[str, Any]:
     """Measure, print the table, write the file; returns the record."""
     require_writable(config.out)
     shards = open_preset_shards(config, "bench host measures one process")
-    if shards.manifest.codec not in ("jpeg", "blocks"):
+    if not shards.manifest.by_frame:
         raise UserError(f"{shards.where}: codec {shards.manifest.codec}; bench host measures jpeg and blocks only")
     if config.run.device not in ("auto", "cpu"):
         raise UserError(f"--run.device {config.run.device}: bench host measures the host alone, without a GPU; leave it out")

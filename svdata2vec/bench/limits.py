@@ -18,9 +18,9 @@ from svdata2vec.bench.machine import synchronise
 from svdata2vec.config.schema import PretrainConfig
 from svdata2vec.model.step_cost import clip_bytes, forward_macs, mask_layers, step_bytes, step_flops, step_layers
 from svdata2vec.model.student import frames_seen
+from svdata2vec.shards.reading.sample import BY_FRAME
 from svdata2vec.shards.reading.shardset import ShardSet
 
-PICTURES_ALONE = ("jpeg", "blocks")  # codecs that decode a picture without those before it
 REPETITIONS = 5  # of a copy or a product, after one that warms up
 LONG_PRODUCT = 0.02  # seconds: what comes before and after the product itself no longer counts
 READ_AT_MOST = 2**28  # bytes of shards
@@ -172,7 +172,7 @@ def coded_pictures(shards: ShardSet, rows: NDArray[np.int64], config: PretrainCo
     """Mean number of pictures per clip that are decoded: those that are seen, each once, if a codec decodes them alone; else
     all, since a video's pictures depend on those before."""
     frames_N = shards.index["frames"][rows]
-    if shards.manifest.codec not in PICTURES_ALONE:
+    if shards.manifest.codec not in BY_FRAME:
         return mean_taken(shards, rows, frames_N)
     return mean_taken(shards, rows, np.minimum(most_pictures(config), frames_N))
 
@@ -186,7 +186,7 @@ def most_pictures(config: PretrainConfig) -> float:
 def read_bytes(shards: ShardSet, rows: NDArray[np.int64], config: PretrainConfig) -> float:
     """Mean bytes per clip that are read from the shards: those of the pictures that are seen, or of the whole clip."""
     stored = shards.index["size"][rows].sum(axis=1, dtype="int64")
-    if shards.manifest.codec not in PICTURES_ALONE:
+    if shards.manifest.codec not in BY_FRAME:
         return mean_taken(shards, rows, stored)
     return mean_taken(shards, rows, stored * np.minimum(most_pictures(config) / shards.index["frames"][rows], 1))
 
@@ -199,7 +199,7 @@ def decoding_need(rates: Rates, codec: str, pictures: float, config: PretrainCon
     num_frames = config.data.num_frames
     return {
         "codec": codec, "pictures_per_clip": pictures, "sampled_per_clip": num_frames,
-        "seen_per_clip": most_pictures(config) if codec in PICTURES_ALONE else num_frames,
+        "seen_per_clip": most_pictures(config) if codec in BY_FRAME else num_frames,
         "needed_pictures_per_s": pictures * rates.model, "given_pictures_per_s": pictures * rates.decode,
     }
 

@@ -25,9 +25,9 @@ from svdata2vec.bench.output import deliver
 from svdata2vec.bench.stages import Stage, decoding
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.plan import PlanConfig
-from svdata2vec.runs.cores import MOST_THREADS, cpu_name, usable_cores
+from svdata2vec.runs.cores import MOST_THREADS, usable_cores
 from svdata2vec.runs.provenance import hardware, head
-from svdata2vec.runs.runtime import pick_device
+from svdata2vec.runs.runtime import device_name, pick_device
 from svdata2vec.runs.tuned import Tuned, store_tuned, tuned_file
 from svdata2vec.shards.atomic import require_writable
 from svdata2vec.shards.reading.shardset import ShardSet
@@ -131,7 +131,7 @@ def tune(options: DataBenchOptions) -> dict[str, Any]:
     best, rows = search(measure, Tuned(most), axes(device.type, usable_cores()))
     full = packed(options.folder, dataset, CODEC, chroma="444")
     chroma = in_turns({"420": (shards, best), "444": (full, best)}, device, options.rounds, SECONDS)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    name = device_name(device)
     path = store_tuned(name, CODEC, replace(best, threads=0) if best.threads == most else best)
     record = {
         **head(FORMAT, VERSION), "machine": hardware(device), "name": name, "codec": CODEC, "chosen": asdict(best),

@@ -80,7 +80,7 @@ def check_record(value: Any, schema: Any, path: Path) -> Any:
 
 def sealed(values: dict[str, Any]) -> bytes:
     """File content for a JSON object, with the hash of its values added."""
-    return json.dumps({**values, SEAL: _hash(values)}, indent=2).encode()
+    return json.dumps({**values, SEAL: values_hash(values)}, indent=2).encode()
 
 
 def read_sealed(path: Path) -> Any:
@@ -90,10 +90,11 @@ def read_sealed(path: Path) -> Any:
         UserError: the file is not JSON, or was changed after it was written.
     """
     values = read_json(path)
-    if isinstance(values, dict) and SEAL in values and values.pop(SEAL) != _hash(values):
+    if isinstance(values, dict) and SEAL in values and values.pop(SEAL) != values_hash(values):
         raise UserError(f'{path} was changed after it was written; restore it, or remove its entry "{SEAL}" to use it as it is')
     return values
 
 
-def _hash(values: dict[str, Any]) -> str:
+def values_hash(values: Any) -> str:
+    """SHA-256 of the values of a JSON file, whatever the order of its names."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -401,9 +401,8 @@ class PretrainConfig:
             f"mask.repeats is {repeats}, but the masks of a clip would all be equal: they keep the same {kept} frames and show "
             f"the skeletons of {shown}; set mask.encoded_frames above {kept}, or another mask.skeleton_ratio",
         )
-        seen = frames if self.encode == "all_frames" else encoded or kept
         check(
-            self.run.batch_size * seen * self.data.size > SMALLEST_SIZE,
+            self.run.batch_size * self.num_encoded * self.data.size > SMALLEST_SIZE,
             f"run.batch_size is 1 with one encoded frame of data.size {self.data.size}: BatchNorm needs two values per "
             "channel; raise one of them",
         )
@@ -419,6 +418,12 @@ class PretrainConfig:
             self.run.batch_size > 1 or not self.target.shuffle_skeletons,
             "run.batch_size is 1 with target.shuffle_skeletons: a clip gets the skeletons of another one of its batch",
         )
+
+    @property
+    def num_encoded(self) -> int:
+        """Frames of a clip that the video encoder sees (E)."""
+        kept, _ = mask_counts(self.data.num_frames, self.mask.video_ratio, self.mask.skeleton_ratio)
+        return self.data.num_frames if self.encode == "all_frames" else self.mask.encoded_frames or kept
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _mean_of_views(views: Predictions) -> Predictions:
 def evaluate_run(
     run: Path, shards: str | None = None, split: str | None = None, views: int | None = None, device: Device = "auto"
 ) -> dict[str, Any]:
-    """Evaluate a finished fine-tuning run; arguments as the options of `svdata2vec evaluate`.
+    """Evaluate a finished fine-tuning or probe run; arguments as the options of `svdata2vec evaluate`.
 
     Returns:
         The metrics with the class names, what they are about (`evaluated_on`), and over how many views of a clip its scores

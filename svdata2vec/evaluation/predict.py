@@ -82,7 +82,7 @@ def predict(
 
 def _describe(clip: Clip, persons: Persons, frames: Span | None, device: str) -> list[str]:
     info, plan = clip.info, clip.plan
-    (x1, y1), (x2, y2) = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
+    (x1, y1), (x2, y2) = affine.corners(plan.output_to_source, plan.size)
     turned = f", {info.orientation}" if str(info.orientation) else ""
     region = f"the square around {persons.how}, {x1:g},{y1:g},{x2:g},{y2:g}"
     if persons.box is not None and too_small(persons.box):

@@ -100,9 +100,9 @@ def _name_of(video: Path) -> str:
 
 def _square(plan: ClipPlan) -> tuple[int, int, int]:
     """(x, y, side) of a square of whole pixels around the crop."""
-    corners = affine.apply(plan.output_to_source, np.array([[0.0, 0.0], [plan.size, plan.size]]))
-    x, y = (int(v) for v in np.floor(corners[0]) - MARGIN_PX)
-    return x, y, int(np.ceil(corners[1] - corners[0]).max()) + 2 * MARGIN_PX + 1
+    low, high = affine.corners(plan.output_to_source, plan.size)
+    x, y = (int(v) for v in np.floor(low) - MARGIN_PX)
+    return x, y, int(np.ceil(high - low).max()) + 2 * MARGIN_PX + 1
 
 
 def _read_frames(video: Path, first: int, plans: ClipPlans, square: tuple[int, int, int], stored: int) -> np.ndarray:

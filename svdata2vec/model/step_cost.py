@@ -43,12 +43,10 @@ class Layer:
 def step_layers(config: PretrainConfig, num_joints: int) -> list[Layer]:
     """Every layer of student and teacher at the shapes of one clip (svdata2vec/README.md, "Networks")."""
     model, frames = config.model, config.data.num_frames
-    kept, _ = mask_counts(frames, config.mask.video_ratio, config.mask.skeleton_ratio)
-    encoded = frames if config.encode == "all_frames" else config.mask.encoded_frames or kept
     width, coordinates = model.width, model.persons * model.coordinates * num_joints
     read = 2 * coordinates if model.joint_motion else coordinates
     return [
-        *_video(model, encoded, config.data.size),
+        *_video(model, config.num_encoded, config.data.size),
         Layer("skeleton", frames * read * width, frames * width, read * width, input_gradient=False),
         *_repeated(config.mask.repeats, mask_layers(config)),
         *_teacher(config),

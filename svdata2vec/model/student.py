@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from svdata2vec.config.schema import ModelConfig, PretrainConfig, mask_counts
+from svdata2vec.config.schema import ModelConfig, PretrainConfig
 from svdata2vec.kernels.functional import fuse_tokens, restore_tokens
 from svdata2vec.model.checkpointing import run_part
 from svdata2vec.model.masking import Masks
@@ -214,6 +214,4 @@ def frames_seen(config: PretrainConfig) -> FramesSeen | None:
     """
     if config.encode == "all_frames" or config.target.teacher_reads_video or config.data.augment.contrast:
         return None
-    frames, mask = config.data.num_frames, config.mask
-    kept, _ = mask_counts(frames, mask.video_ratio, mask.skeleton_ratio)
-    return FramesSeen(frames, mask.encoded_frames or kept, STEM_KERNEL[0] // 2, config.run.seed)
+    return FramesSeen(config.data.num_frames, config.num_encoded, STEM_KERNEL[0] // 2, config.run.seed)

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from svdata2vec.config.schema import DataConfig, FinetuneConfig, Modality, PretrainConfig
 from svdata2vec.model.student import frames_seen
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.order import entries_per_epoch
 from svdata2vec.runs.card import joints_of, shown_whole
-from svdata2vec.runs.cores import cpu_name, fit_loader, usable_cores
-from svdata2vec.runs.runtime import Runtime
+from svdata2vec.runs.cores import fit_loader, usable_cores
+from svdata2vec.runs.runtime import Runtime, device_name
 from svdata2vec.runs.tuned import Tuned, load_tuned
 from svdata2vec.shards.boxes import present_joints
 from svdata2vec.shards.errors import UserError
@@ -54,8 +53,7 @@ def fit_data(data: DataConfig, runtime: Runtime, shards: ShardSet, *, verbose: b
 
     verbose: log which tuned settings are used.
     """
-    device = runtime.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    device, name = runtime.device, device_name(runtime.device)
     tuned = load_tuned(name, shards.manifest.codec)
     fitted = fit_loader(data, device.type, usable_cores(), tuned)
     if verbose and tuned is not None and runtime.is_main:

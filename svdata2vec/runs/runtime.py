@@ -20,7 +20,7 @@ from svdata2vec.config.schema import Device, RunConfig
 from svdata2vec.model.execution import compile_parts, use_channels_last
 from svdata2vec.model.sync_batchnorm import convert_sync_batchnorm
 from svdata2vec.pipeline.keyed import keyed_generator
-from svdata2vec.runs.cores import announced, cpu_lacks_bfloat16, usable_cores
+from svdata2vec.runs.cores import announced, cpu_lacks_bfloat16, cpu_name, usable_cores
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import check_known
 
@@ -108,6 +108,11 @@ class Runtime:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU, or for the CPU the processor, as its maker calls it: the name that tuned settings are stored under."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def asks_for_bf16(config: RunConfig, device: torch.device) -> bool:

@@ -1,6 +1,5 @@
 """Rows of a study: ways to get a classifier from few labels. A cell is one run of a row: share of labels, seed, choice."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -9,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from svdata2vec.config.checked_json import values_hash
 from svdata2vec.config.files import read_json, to_values
 from svdata2vec.config.schema import DataConfig, FinetuneConfig
 from svdata2vec.runs.card import read_card, weights_hash
@@ -123,7 +123,7 @@ def cell_path(row: Row, cell: Cell, out: Path) -> Path:
 
 def short_digest(values: Any) -> str:
     """Eight hexadecimal digits that tell apart the files of different settings."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return values_hash(values)[:8]
 
 
 def data_settings(data: DataConfig) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from file_options import file_to_write
 
+from svdata2vec.bench.data_methods import DecodeOnly
 from svdata2vec.bench.data_sources import CODECS, make_sources, packed
 from svdata2vec.bench.machine import tree_usage
 from svdata2vec.pipeline.frames import EncodedClip, jpeg_slices
@@ -38,13 +39,6 @@ from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.shardset import ShardSet
 
 THREADS, BATCH, SIZE = 2, 8, 224
-
-
-class DecodeOnly(DaliDecoder):
-    """DALI's part of the default form."""
-
-    def place(self, *_: object) -> None:
-        """No geometry."""
 
 
 class RunPerClip(DaliDecoder):

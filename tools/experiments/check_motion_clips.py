@@ -29,7 +29,7 @@ import torch
 from ending import reported
 from motion_crops import STORED, Clips, read_clips
 from numpy.typing import NDArray
-from small_cnn import ClipNet, FrameNet
+from small_cnn import FEATURES, ClipNet, FrameNet
 from torch import Tensor, nn
 
 from svdata2vec.runs.provenance import machine, save, versions
@@ -130,7 +130,7 @@ def run_trial(trial: Trial, clips: Clips, num_classes: int, seed: int) -> dict[s
     test, test_label = trial.data[~clips.train_N], clips.label_N[~clips.train_N]
     if trial.one_frame:
         test, test_label = frames_apart(test, test_label, rng)
-    net = ClipNet(trial.frame_net(), 96, num_classes)
+    net = ClipNet(trial.frame_net(), FEATURES, num_classes)
     samples = len(train) * (FRAMES_PER_EPOCH if trial.one_frame else 1)
     steps = trial.epochs * (samples // trial.batch(samples))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
@@ -150,7 +150,7 @@ def run_trial(trial: Trial, clips: Clips, num_classes: int, seed: int) -> dict[s
 
 
 def make_trials(clips: Clips, epochs: int) -> list[Trial]:
-    pixels, joints = (lambda: FrameNet(96)), (lambda: JointNet(96, clips.clip_joints.shape[-1]))
+    pixels, joints = (lambda: FrameNet(FEATURES)), (lambda: JointNet(FEATURES, clips.clip_joints.shape[-1]))
     few = max(1, epochs // 2)
     return [
         Trial("one frame, pixels, crop of the frame", clips.frame_crops, True, epochs, True, show_pixels, pixels),

@@ -135,9 +135,9 @@ def run_experiment(
     runs = pretrainings(experiment, options)
     first = next(iter(runs.values()), None)
     study = study_of(experiment, options, first)
-    if runs and not study.collect:
+    if first is not None and not study.collect:
         require_study(study, runs)
-        run_all([partial(pretrain, config) for config in runs.values()], options.jobs, next(iter(runs.values())).run.device)
+        run_all([partial(pretrain, config) for config in runs.values()], options.jobs, first.run.device)
     record = write_study(study, [*more_rows(study), *rows_of(study)])
     record["experiment"] = options.experiment
     if first is not None:

@@ -202,7 +202,7 @@ def blocks_bound(_: Record) -> str:
     """What the bytes of blocks allow, without a GPU: pictures per second at the rates of memory, upload and disk."""
     config = PretrainConfig()
     frames, size = config.data.num_frames, config.data.size
-    kept = int(frames * (1 - config.mask.video_ratio))
+    kept = config.num_encoded
     written = 2 * math.prod(window_shape(kept, size, size, WINDOW_CHANNELS_GPU, folded=True))  # bfloat16
     pixels = 3 * frames * size**2
     ways = {"JPEGs, decoded before": (2 * pixels, 0)}
