@@ -95,6 +95,10 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
         partial(more_steps, of_ours="after 80 epochs in float32, on the machine and clips of the others"),
         ("more_steps", "more_steps_scratch", "more_steps_80"),
     ),
+    "busier": (
+        partial(more_steps, of_ours="after 80 epochs in float32 on these clips, on the machine of the others"),
+        ("busier_rivals", "busier_scratch", "busier_pretrained"),
+    ),
     "skeletons": (skeletons, ("skeletons", "skeletons_positions", "longer")),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),
     "codec_experiment": (codec_experiment, ("codec_experiment",)),
