@@ -21,7 +21,7 @@ import numpy as np
 from svdata2vec.shards.atomic import make_folder, write_atomically
 from svdata2vec.shards.cache_folder import cache_folder
 from svdata2vec.shards.errors import TOO_MANY_FILES, UserError
-from svdata2vec.shards.lock import in_turn
+from svdata2vec.shards.lock import LOCK_NAME, in_turn
 from svdata2vec.shards.ranges import check_known
 from svdata2vec.shards.reading.manifest import INDEX_NAME, MANIFEST_NAME, SUMS_NAME, Manifest
 from svdata2vec.shards.reading.rangecache import EVICTED, RangeCache
@@ -186,7 +186,7 @@ def _keep(path: Path, content: bytes) -> None:
 
     If the cache is on NFS, other machines may have mapped it, and lose the bytes of a file that is replaced: a bus error.
     """
-    with in_turn(path.with_name(f"{path.name}.lock")):
+    with in_turn(path.with_name(LOCK_NAME)):
         if not path.is_file() or path.read_bytes() != content:
             write_atomically(path, content)
 
