@@ -1,8 +1,8 @@
-"""One process per folder: an advisory lock, which the system releases however the process ends.
+"""Advisory locks, which the system releases however a process ends: one process per folder, or one after the other.
 
 Held by `flock`: it works between the processes of a machine, and across machines on file systems that pass such locks on
-(NFS does; with Lustre it depends on the mount options). On a file system without such locks there is a warning instead of a
-lock.
+(NFS does; with Lustre it depends on the mount options). On a file system without such locks there is none, of which
+`folder_lock` warns.
 """
 
 import errno
