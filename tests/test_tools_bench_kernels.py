@@ -157,6 +157,8 @@ def test_the_page_holds_gpu_timings_against_the_targets(tmp_path: Path) -> None:
         row("transformer", "torch.compile", "both", 5.0),
         row("bias_gelu", "triton", "both", 2.0),
         row("bias_gelu", "torch.compile", "both", 1.5),
+        row("batch_norm_prelu_pool", "triton", "both", 1.0),
+        row("batch_norm_prelu_pool", "torch.compile", "both", 1.3),
         row("video encoder", "triton, fused blocks", "both", 4.0),
         row("video encoder", "triton, fused blocks + torch.compile", "both", 3.0),
         row("video encoder", "eager", "both", 6.0),
@@ -175,6 +177,7 @@ def test_the_page_holds_gpu_timings_against_the_targets(tmp_path: Path) -> None:
     assert "- reached: transformer, S: 2.50 x torch.compile (2.0 x)" in page
     assert "850 (85%)" in page
     assert "- **missed**: bias_gelu, S: 0.75 x torch.compile (more than 1 x)" in page
+    assert "- reached: batch_norm_prelu_pool, S: 1.30 x torch.compile (more than 1 x)" in page
     assert "- reached: video encoder, S: fused blocks 1.20 x the best way without (more than 1 x)" in page
     assert "transformer, S: fused blocks" not in page, "there is no timing of it"
 

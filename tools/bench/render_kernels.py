@@ -37,7 +37,7 @@ ATTENTION_SPEEDUP = 1.5
 TRANSFORMER_SPEEDUP = 2.0
 
 # Block-level fusions (`model.fused_blocks`): worth turning on where they beat torch.compile of the modules.
-FUSED_BLOCK_OPS = ("add_layer_norm", "bias_gelu", "batch_norm_prelu")
+FUSED_BLOCK_OPS = tuple(dict.fromkeys(name.split()[0] for name in BLOCK_OPS))
 FUSED_PARTS = ("transformer", "video encoder")
 FUSED_BATCH, FUSED_FRAMES, FUSED_SIDE, FUSED_STEM = 128, 13, 224, 64  # for which bytes are counted on paper
 FRAMES, PACKED = 40, 320
