@@ -17,7 +17,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 def triton_marks() -> list[pytest.MarkDecorator]:
     """`gpu` where these tests need one; repairs the interpreter where it serves."""
     if INTERPRETED:
-        from interpreter_bf16 import repair
+        from interpreter_repair import repair
 
         repair()
         return []
