@@ -450,8 +450,10 @@ def test_validation_clips_are_held_out_where_there_is_no_split_for_them(
     config = row.config(cell, tmp_path / "run")
     assert (config.data.test_split, config.eval_every) == ("t_val", 0)
     other = replace(row, base=none.classifier())
+    other = replace(other, base=replace(other.base, data=replace(none.data, val_fraction=0.2)))
     config = other.config(cell, tmp_path / "run")
     assert config.data.test_split == "t_val" and config.eval_every == config.run.epochs > 0
+    assert config.data.val_fraction == 0.2 and other.config(replace(cell, validate=False), tmp_path).data.val_fraction == 0.1
     outcome = run_cell(other, cell, tmp_path)
     assert outcome["labels"] == 5 and outcome["steps"] == 3  # as many as asked for, of the clips that are left
     assert outcome["count"] == outcome["clips"] == 1  # that was held out; the test split has two

@@ -153,8 +153,9 @@ def test_a_pointless_search_is_refused(
 
 def test_a_study_without_a_search_needs_no_validation_split(shards: Path, tmp_path: Path) -> None:
     config = small_study(shards, tmp_path)
-    with pytest.raises(UserError, match=r"data\.val_split say where to choose, but there is nothing to choose"):
-        replace(config, data=replace(config.data, val_split="t_val"))
+    for given in ({"val_split": "t_val"}, {"val_fraction": 0.2}):
+        with pytest.raises(UserError, match=r"data\.val_fraction say where to choose, but there is nothing to choose"):
+            replace(config, data=replace(config.data, **given))
     for twice in ({"lr": (0.1, 0.2, 0.1)}, {"steps": (3, 3)}, {"fractions": (0.1, 0.1)}):
         with pytest.raises(UserError, match=r"^search\.\w+ is .*: expected every value once"):
             SearchConfig(**twice)

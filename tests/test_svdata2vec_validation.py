@@ -33,6 +33,7 @@ from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
 
 KEYS = [f"clip{i:05d}" for i in range(12)]
+UNUSED = [({"val_split": "cs_val"}, "val-split is 'cs_val'"), ({"val_fraction": 0.2}, "val-fraction is 0.2")]
 
 
 def with_splits(source: Path, root: Path, **splits: list[str]) -> ShardSet:
@@ -201,9 +202,10 @@ def test_people_of_several_sets_are_others() -> None:
     lambda data, out: probe(ProbeConfig(data=data, out=out, pretrained=out)),
 ])
 def test_a_validation_split_is_refused_where_nothing_is_validated(make: Any, protocol: ShardSet, tmp_path: Path) -> None:
-    data = DataConfig(shards=str(protocol.root), train_split="cs_train", test_split="cs_test", val_split="cs_val")
-    with pytest.raises(UserError, match=r"--data\.val-split is 'cs_val', but (pretraining|probing) validates nothing; leave"):
-        make(data, tmp_path / "run")
+    data = DataConfig(shards=str(protocol.root), train_split="cs_train", test_split="cs_test")
+    for given, said in UNUSED:
+        with pytest.raises(UserError, match=rf"--data\.{said}, but (pretraining|probing) validates nothing; leave"):
+            make(replace(data, **given), tmp_path / "run")
 
 
 def test_all_views_of_a_recording_stay_together() -> None:
@@ -242,9 +244,12 @@ def test_clips_that_are_trained_or_tested_on_choose_nothing(
         choose_clips(protocol, settings(protocol, tmp_path, train, test, val_split=val))
 
 
-def test_a_validation_split_without_validation_is_refused(protocol: ShardSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--data.val-split is 'cs_val', but nothing is validated; set --eval-every, say 1"):
-        choose_clips(protocol, settings(protocol, tmp_path, "cs_train", "cs_test", every=0, val_split="cs_val"))
+@pytest.mark.parametrize(("given", "said"), UNUSED)
+def test_a_validation_split_without_validation_is_refused(
+    given: dict[str, Any], said: str, protocol: ShardSet, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"--data\.{said}, but nothing is validated; set --eval-every, say 1"):
+        finetune(settings(protocol, tmp_path / "run", "cs_train", "cs_test", every=0, **given))
 
 
 def test_splits_of_other_classes_are_refused(tiny_shard_folder: Path, tmp_path: Path) -> None:

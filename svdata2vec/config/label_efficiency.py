@@ -122,9 +122,10 @@ class LabelEfficiencyConfig:
         )
         check(self.search.seeds <= self.seeds, f"search.seeds is {self.search.seeds}: expected 1 to {self.seeds} (seeds)")
         check(
-            self.search.chooses or not (self.search.fractions or self.search.seeds > 1 or self.data.val_split),
-            "search.fractions, search.seeds and data.val_split say where to choose, but there is nothing to choose; give "
-            f"several values to one of {', '.join(f'search.{name}' for name in GRID)}, or leave them out",
+            self.search.chooses
+            or not (self.search.fractions or self.search.seeds > 1 or self.data != self.data.without_validation()),
+            "search.fractions, search.seeds, data.val_split and data.val_fraction say where to choose, but there is nothing "
+            f"to choose; give several values to one of {', '.join(f'search.{name}' for name in GRID)}, or leave them out",
         )
         lowest = min(self.search.lr, default=self.optim.min_lr)
         check(

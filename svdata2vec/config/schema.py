@@ -4,7 +4,7 @@ A run is a preset (see `presets.py`) plus typed overrides from the command line.
 are created, and are written as JSON beside every checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -114,6 +114,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_fields(self, "data.")
         self.plan(views=self.views)
+
+    def without_validation(self) -> "DataConfig":
+        """These settings for work that validates nothing."""
+        return replace(self, val_split=DataConfig.val_split, val_fraction=DataConfig.val_fraction)
 
     def plan(self, persons: int = 2, views: int = 1) -> PlanConfig:
         """Plan settings for a model that reads `persons` skeletons. UserError names the option out of range."""

@@ -25,7 +25,7 @@ from svdata2vec.runs.data import (
     build_loader,
     labelled_rows,
     open_data,
-    refuse_val_split,
+    refuse_validation,
     require_classes,
     require_joints,
     require_several_classes,
@@ -53,7 +53,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     """
     if config.pretrained is None:
         raise UserError("probing needs a finished run: give its folder with --from RUN")
-    refuse_val_split(config.data, "probing")
+    refuse_validation(config.data, "probing validates nothing; leave it out")
     if config.data.weights:
         given = " ".join(map(str, config.data.weights))
         raise UserError(f"--data.weights is {given}, but probes take every clip once; leave it out")

@@ -265,10 +265,13 @@ def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], mod
     require_skeletons(shards, split)
 
 
-def refuse_val_split(data: DataConfig, work: str) -> None:
-    """UserError if a validation split is given for work that does not validate."""
-    if data.val_split is not None:
-        raise UserError(f"--data.val-split is {data.val_split!r}, but {work} validates nothing; leave it out")
+def refuse_validation(data: DataConfig, why: str) -> None:
+    """UserError, which says why, if it is given what to validate on, but nothing is validated."""
+    unused = data.without_validation()
+    if data.val_split != unused.val_split:
+        raise UserError(f"--data.val-split is {data.val_split!r}, but {why}")
+    if data.val_fraction != unused.val_fraction:
+        raise UserError(f"--data.val-fraction is {data.val_fraction:g}, but {why}")
 
 
 def labelled_rows(shards: ShardSet, split: str, fraction: float, seed: int, *, verbose: bool = True) -> np.ndarray:

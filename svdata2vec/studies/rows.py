@@ -177,7 +177,8 @@ class FinetuneRow:
         """The run of a cell: its share of labels, its budget in whole epochs, batches that the labelled clips fill."""
         chosen, base = dict(cell.choice), self.base
         own, labels = self.clips(cell)
-        data = replace(base.data, val_split=None, test_split=own or base.data.test_split)
+        holds_out = cell.validate and own is None
+        data = replace(base.data if holds_out else base.data.without_validation(), test_split=own or base.data.test_split)
         batch = min(base.run.batch_size, labels)
         accumulate = max(min(resolve(base.optim, batch, base.run.epochs).accumulate, labels // batch), 1)
         per_step, per_epoch = batch * accumulate, labels // batch * batch
@@ -188,7 +189,7 @@ class FinetuneRow:
         if not optim.warmup_share:
             optim = replace(optim, warmup_share=min(base.optim.warmup_epochs / base.run.epochs, 0.5))
         return replace(
-            base, data=data, optim=optim, label_fraction=cell.fraction, eval_every=epochs if cell.validate and not own else 0,
+            base, data=data, optim=optim, label_fraction=cell.fraction, eval_every=epochs if holds_out else 0,
             head=replace(base.head, drop_path=chosen.get("drop_path", base.head.drop_path)),
             run=replace(base.run, out=folder, seed=cell.seed, epochs=epochs, batch_size=batch),
             pretrained=None if self.start is None else start_of(self.start, cell.seed),

@@ -25,6 +25,7 @@ from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.data import (
     build_loader,
     open_data,
+    refuse_validation,
     require_joints,
     require_skeletons,
     warn_of_shared_clips,
@@ -151,6 +152,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
     if config.run.batch_size == 1:
         raise UserError("--run.batch-size is 1; BatchNorm of the classifier needs 2 clips per process or more")
+    if not config.eval_every:
+        refuse_validation(config.data, "nothing is validated; set --eval-every, say 1")
     shards, data = open_data(config.data), config.data
     clips = choose_clips(shards, config)
     warn_of_shared_clips(shards, data.test_split, np.concatenate([clips.train_rows, clips.val_rows]))

@@ -23,7 +23,7 @@ from svdata2vec.pipeline.batch import ClipBatch
 from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.pipeline.video import Video
 from svdata2vec.runs.card import model_card
-from svdata2vec.runs.data import build_loader, open_data, refuse_val_split, require_skeletons
+from svdata2vec.runs.data import build_loader, open_data, refuse_validation, require_skeletons
 from svdata2vec.runs.finished import run_once
 from svdata2vec.runs.folder import finish_run
 from svdata2vec.runs.image_init import start_from_images
@@ -169,7 +169,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _pretrain(config: PretrainConfig, runtime: Runtime) -> dict[str, Any]:
-    refuse_val_split(config.data, "pretraining")
+    refuse_validation(config.data, "pretraining validates nothing; leave it out")
     shards = open_data(config.data)
     if config.target.teacher_input != "rgb" or config.target.predicts_joints:
         require_skeletons(shards, config.data.train_split)

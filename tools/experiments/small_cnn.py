@@ -136,7 +136,7 @@ def run(
     Raises:
         UserError: the shards or splits do not exist.
     """
-    data = replace(config.data, augment=AugmentConfig(), val_split=config.data.val_split if validate else None)
+    data = replace(config.data, augment=AugmentConfig())
     threads = data.threads or 1
     torch.manual_seed(config.run.seed)
     shards = open_data(data)
