@@ -234,7 +234,7 @@ def _crops(
     crop_B4 = crop_squares(box_B4, picture_B2, config.padding)
     wrong_B = ~np.isfinite(crop_B4).all(axis=1)
     if wrong_B.any():
-        raise ValueError(f"clip {samples[wrong_B.argmax()].meta.key}: its joints or boxes lie outside any picture")
+        raise ValueError(f"clip {samples[int(wrong_B.argmax())].meta.key}: its joints or boxes lie outside any picture")
     return crop_B4
 
 

@@ -65,7 +65,7 @@ def _between_neighbours(picture: NDArray[Any], axis: int, scale: float, shift: f
     centre_S = scale * (np.arange(size) + 0.5) + shift
     first_S = np.floor(centre_S - 0.5)
     padded = np.pad(picture, [(2, 2) if other == axis else (0, 0) for other in range(picture.ndim)])  # black
-    others = [other for other in range(picture.ndim) if other != axis]
+    others = tuple(other for other in range(picture.ndim) if other != axis)
 
     def part(j_S: NDArray[np.float64]) -> NDArray[np.float64]:
         share_S = np.maximum(0.0, 1.0 - np.abs(centre_S - (j_S + 0.5)))

@@ -136,6 +136,7 @@ def test_an_interrupt_at_any_moment_leaves_no_thread(source):
     while True:
         items = None
         interrupt = InterruptBefore(interrupted)
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 shows bytecodes only if some frame asks for them before
         sys.settrace(interrupt)
         try:
             items = Prefetch(source(), 1, "interrupted")

@@ -263,7 +263,7 @@ def test_a_part_of_a_video_is_seen_as_a_video_cut_to_it(how: str, run: Path, lon
     elif how == "whole":
         given = [{"whole_picture": True}] * 2
     elif how == "poses":
-        boxes = np.float32([[60 + t, 40, 84 + t, 80] for t in range(40)])
+        boxes = np.array([[60 + t, 40, 84 + t, 80] for t in range(40)], np.float32)
         parts = [{"keypoint": keypoint, "keypoint_score": np.ones((1, 40, 17)), "bboxes": boxes},
                  {"keypoint": keypoint[:, 12:28], "keypoint_score": np.ones((1, 16, 17)), "bboxes": boxes[12:28]}]
         given = [{"poses": write_pickle(tmp_path / f"{number}.pkl", [annotation("clip", 0, count) | part])}

@@ -181,7 +181,7 @@ def moving_region(video: Path, info: VideoInfo, frames: Span | None = None) -> P
     noise = min(1.4826 * float(np.median(change_Fhw)), LARGEST_NOISE)
     moving_Fhw = (change_Fhw > max(SMALLEST_CHANGE, CHANGE_OVER_NOISE * noise)).astype(np.uint8)
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    region_hw = np.max([cv2.morphologyEx(moving_hw, cv2.MORPH_OPEN, cross) for moving_hw in moving_Fhw], axis=0)
+    region_hw = np.stack([cv2.morphologyEx(moving_hw, cv2.MORPH_OPEN, cross) for moving_hw in moving_Fhw]).max(axis=0)
     if region_hw.mean() > LARGEST_REGION:
         return Persons(None, f"{100 * region_hw.mean():.0f} % of the picture moves, the camera too, it seems")
     _, _, stats_R5, _ = cv2.connectedComponentsWithStats(region_hw, connectivity=8)
