@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny import finetune_config, pretrain_config
 
-from svdata2vec.config.schema import FinetuneConfig, OptimConfig, PretrainConfig
+from svdata2vec.config.schema import DataConfig, FinetuneConfig, OptimConfig, PretrainConfig
 from svdata2vec.runs.failures import RunFailedError
 from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.ranges import Range
@@ -22,6 +22,7 @@ Config = TypeVar("Config", bound=PretrainConfig | FinetuneConfig)
 # In place of an end: what the data or other settings at this end exclude, and what would take gigabytes or minutes.
 LOW = {
     "model.coordinates": 2, "model.mlp_ratio": 1.0, "mask.skeleton_ratio": 0.5, "run.batch_size": 2,
+    "data.val_fraction": DataConfig.val_fraction,  # nothing is validated
 }
 HIGH = {
     "data.num_frames": 16, "data.size": 64, "data.threads": 3, "data.readers": 1, "data.prefetch": 20, "data.views": 3,
@@ -59,11 +60,6 @@ def at_end(config: Any, end: int, instead: dict[str, Any], prefix: str = "") -> 
     return dataclasses.replace(config, **changes)
 
 
-def without_idle_share(config: Any) -> Any:
-    """The configuration without a share of clips to validate on if nothing is validated, which is refused."""
-    return config if getattr(config, "eval_every", 0) else dataclasses.replace(config, data=config.data.without_validation())
-
-
 def finite_weights(out: Path) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in load_file(out / "model.safetensors").values())
 
@@ -72,18 +68,21 @@ def finite_weights(out: Path) -> bool:
 def test_every_number_at_the_low_end(
     make: Callable[..., Any], run: Callable[[Any], Any], tiny_shard_folder: Path, tmp_path: Path
 ) -> None:
-    config = without_idle_share(at_end(make(tiny_shard_folder, tmp_path / "run"), 0, LOW))
+    config = at_end(make(tiny_shard_folder, tmp_path / "run"), 0, LOW)
     assert (config.data.num_frames, config.model.width, config.optim.lr) == (1, 1, 1e-15)
     run(config)
     assert finite_weights(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("make", "run"), [(pretrain_config, pretrain), (finetune_config, finetune)])
+@pytest.mark.parametrize(("make", "run", "instead"), [
+    (pretrain_config, pretrain, {"data.val_fraction": DataConfig.val_fraction}),  # it validates nothing
+    (finetune_config, finetune, {}),
+])
 def test_every_number_at_the_high_end(
-    make: Callable[..., Any], run: Callable[[Any], Any], tiny_shard_folder: Path, tmp_path: Path
+    make: Callable[..., Any], run: Callable[[Any], Any], instead: dict[str, Any], tiny_shard_folder: Path, tmp_path: Path
 ) -> None:
     """Its rates lead nowhere; what is published is finite nevertheless, or else nothing is."""
-    config = without_idle_share(at_end(make(tiny_shard_folder, tmp_path / "run"), 1, HIGH))
+    config = at_end(make(tiny_shard_folder, tmp_path / "run"), 1, HIGH | instead)
     assert config.optim.lr == config.optim.weight_decay == 1000
     try:
         run(config)

@@ -141,9 +141,9 @@ def batches(count: int, first: int = 0, modality: Modality = "both") -> list[tup
 
 
 def train_between_two_records(run: TrainingRun, modality: Modality = "both") -> None:
-    """Two optimizer steps of two batches each, whatever they read; the record behind them reads and therefore fails here."""
+    """Three optimizer steps of two batches each, whatever they read; the record behind them reads and therefore fails here."""
     with NoBlockingCopies():
-        for step in range(2):
+        for step in range(3):
             run.step(batches(run.stepper.batches, 2 * step, modality))
     with pytest.raises((RuntimeError, NotImplementedError), match=WAITS):
         run.stepper.take_record()
@@ -194,7 +194,7 @@ def test_a_step_with_other_blocks_reads_no_value(
 def test_a_step_that_replays_a_graph_reads_no_value(tiny_shard_folder: Path, tmp_path: Path, graphs: list[Any]) -> None:
     """Nor has it a stream wait for another, once the graph is captured."""
     train_between_two_records(a_pretraining_run(tiny_shard_folder, tmp_path, launch="graph"))
-    assert [graph.replays for graph in graphs] == [2]
+    assert [graph.replays for graph in graphs] == [3]
 
 
 @pytest.mark.parametrize(("modality", "mixup"), [("rgb", 0.0), ("rgb", 0.4), ("both", 0.4), ("skeleton", 0.4)])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the environment if needed, then runs the linter and all tests in three or four processes, depending on the cores (on two,
-# a third uses what the others wait for), files with slow tests first. The type checker runs in parallel, a single process that takes a
-# minute; its findings are printed last. Arguments replace those of pytest: bash tools/test.sh tests/test_layout.py -k imports
+# Makes the environment if needed, then runs the linter and all tests in one process more than there are cores (tests wait for
+# others), four at most, files with slow tests first. The type checker runs in parallel and takes a minute; its findings are
+# printed last. Arguments replace those of pytest: bash tools/test.sh tests/test_layout.py -k imports
 # Tests write many small files and wait for each to reach the disk. They use memory instead if 8 GiB are free there, programs
 # may be run from it (in containers often not), and TMPDIR is unset.
 set -euo pipefail
@@ -20,7 +20,7 @@ trap 'rm -rf "$scratch"' EXIT
 "$python" -m mypy > "$scratch/checked" 2>&1 &
 checker=$!
 if [ $# -eq 0 ]; then
-    processes=$("$python" -c 'from svdata2vec.runs.cores import usable_cores; print(min(max(usable_cores(), 3), 4))')
+    processes=$("$python" -c 'from svdata2vec.runs.cores import usable_cores; print(min(usable_cores() + 1, 4))')
     set -- -n "$processes" --dist loadfile --no-loadscope-reorder
 fi
 status=0

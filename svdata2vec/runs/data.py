@@ -266,7 +266,7 @@ def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], mod
 
 
 def refuse_validation(data: DataConfig, why: str) -> None:
-    """UserError, which says why, if it is given what to validate on, but nothing is validated."""
+    """UserError that ends with `why` if a validation split, or a share for it, is given to work that validates nothing."""
     unused = data.without_validation()
     if data.val_split != unused.val_split:
         raise UserError(f"--data.val-split is {data.val_split!r}, but {why}")

@@ -1,8 +1,8 @@
-"""Repair of Triton's interpreter for the tests: bfloat16 as a GPU computes it, and a quarter less time.
+"""Repair of Triton's interpreter for the tests: bfloat16 as a GPU computes it, and less time.
 
 Triton 3.6 and 3.7 keep bfloat16 as 16-bit integers in the interpreter. Its `tl.dot` multiplies those integers, and its
 cast from float32 cuts bits off where GPUs round to nearest even. Both are replaced here by what the hardware does. It also
-searches all of `triton.language` for functions to replace whenever a kernel calls another function.
+searches all of `triton.language` for functions to replace whenever a kernel calls another function; here it does so once.
 """
 
 import inspect
