@@ -3,10 +3,9 @@
 M persons, T frames, V joints.
 """
 
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -15,6 +14,7 @@ import numpy as np
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
 from svdata2vec.shards.errors import SERVER_ERRORS, TOO_MANY_FILES, UserError, reason_of, require_machine
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
+from svdata2vec.shards.npy import read_npy
 from svdata2vec.shards.ranges import Range, Share, check_number
 from svdata2vec.shards.readers.joint_order import choose_layout
 from svdata2vec.shards.readers.media import folders_of, plain_name, strange_folder, without_extension
@@ -185,11 +185,15 @@ def read_poses(path: str, format: str, item: str, num_joints: int, coco17_of: st
     return replace(pose, pose_MTVC=to_coco17(pose.pose_MTVC, source, 2), score_MTV=score_MTV)
 
 
+def _arrays(path: str) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: read_npy(partial(file.__getitem__, key)) for key in file.files}
+
+
 def _read_npz(path: str) -> Pose:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            content: Mapping[str, np.ndarray] = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        content = _arrays(path)
+    except Exception as error:  # a damaged archive fails in many ways
         if isinstance(error, OSError) and error.errno in (*SERVER_ERRORS, *TOO_MANY_FILES):
             raise  # no fault of the file
         raise UserError(f"{path}: not a readable .npz ({error})") from error

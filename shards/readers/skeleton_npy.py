@@ -11,6 +11,7 @@ import numpy as np
 
 from svdata2vec.shards.annotations import Pose
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.npy import read_npy
 from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.tracks import link_slots
 from svdata2vec.shards.video import open_bytes
@@ -23,10 +24,8 @@ def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
     with open_bytes(path) as file:
         content = io.BytesIO(file.read())
     try:
-        version = np.lib.format.read_magic(content)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(content)
-    except (ValueError, EOFError) as error:
+        shape, dtype = read_npy(lambda: _header(content))
+    except Exception as error:  # a damaged header fails in many ways
         raise UserError(f"{path}: not a .npy file ({' '.join(str(error).split())})") from error
     if shape != () or dtype.kind != "O":
         raise UserError(f"{path}: an array of shape {shape} and type {dtype}, expected a dictionary as txt2npy.py writes it")
@@ -43,3 +42,12 @@ def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
         raise UserError(f"{path}: rgb_body0 and so on have shapes {sorted(shapes) or 'none'}, expected (frames, 25, 2)")
     pose_MTVC, joined = link_slots(np.stack(found))
     return Pose(pose_MTVC, width=width, height=height, joined=joined)
+
+
+def _header(content: io.BytesIO) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an .npy file, which is read up to its data."""
+    content.seek(0)
+    version = np.lib.format.read_magic(content)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(content)
+    return shape, dtype

@@ -28,6 +28,7 @@ from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import View
 from svdata2vec.shards.errors import UserError, require_folder
 from svdata2vec.shards.layouts import JointLayout
+from svdata2vec.shards.npy import read_npy
 from svdata2vec.shards.reading.sample import BY_FRAME, PICTURES
 
 MAX_COMPONENT_BYTES = 2**32 - 1
@@ -310,7 +311,7 @@ def load_plain_array(path: Path) -> np.ndarray:
     if path.is_file() and (problem := access_problem(path)) is not None:
         raise UserError(f"{path}: {problem}")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return read_npy(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     except Exception as error:
         raise UserError(f"{path}: not a readable array ({error}); copy it again or pack again") from error
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
 from svdata2vec.shards.errors import AGAIN, LOOK, UserError
+from svdata2vec.shards.npy import read_npy
 
 CONTAINERS = ("mp4", "mkv", "webm", "avi")
 VIDEO_COMPONENTS = ("jpegs", "blocks", *CONTAINERS)  # a clip has one of them
@@ -163,14 +164,13 @@ def _plain_header(header: bytes) -> tuple[np.dtype, tuple[int, ...], int] | None
 def parse_array(content: Buffer, where: str) -> np.ndarray:
     """An .npy component; UserError if it is damaged. The array has its own memory.
 
-    Plain arrays are read without `np.load`: it parses the header with `ast`, which in CPython 3.11 sometimes fails when
-    several threads do so at once ("AST constructor recursion depth mismatch"), and costs tens of microseconds.
+    Plain arrays are read without `np.load`, which parses the header with `ast`: that costs tens of microseconds.
     """
     try:
         start = 10 + content[8] + (content[9] << 8)
         plain = _plain_header(bytes(content[:start])) if start <= 128 else None
         if plain is None:
-            return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            return read_npy(lambda: np.lib.format.read_array(io.BytesIO(content), allow_pickle=False))
         dtype, shape, size = plain
         if len(content) != start + size:
             raise ValueError(f"{len(content) - start} bytes for {shape} {dtype}")
