@@ -18,7 +18,7 @@ from svdata2vec.pipeline.plan import ClipPlans, PlanConfig, apply_to_joints, mak
 from svdata2vec.pipeline.seen import FramesSeen, only_seen
 from svdata2vec.shards.atomic import WriteFailedError
 from svdata2vec.shards.blocks import Bytes
-from svdata2vec.shards.errors import TOO_MANY_FILES, MachineError, UserError
+from svdata2vec.shards.errors import TOO_MANY_FILES, MachineError, UserError, require_memory
 from svdata2vec.shards.reading.sample import Sample
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.shards.reading.sums import crc32
@@ -136,7 +136,10 @@ class ClipFetcher:
 
     def _bad(self, row: int, error: Exception) -> BadClipError:
         """The error as one of this clip alone; UserError if its tar is missing, truncated or changed, MachineError
-        if too many files are open."""
+        if too many files are open or memory is running out."""
+        if isinstance(error, MachineError):
+            raise error
+        require_memory(error, self.shards.where)
         if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
             raise MachineError(f"{error}: raise the limit of open files (`ulimit -n`), or set a smaller --run.batch-size, "
                                "--data.prefetch or --data.readers") from error

@@ -1,6 +1,7 @@
 """The exception for what a user can cause, and its kind for what the machine does: one line, exit status 2, or 1."""
 
 import errno
+import mmap
 from pathlib import Path
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)  # are open in the process, or on the machine
@@ -8,6 +9,7 @@ TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)  # are open in the process, or on 
 SERVER_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN)
 AGAIN = "copy the shard again, or pack again"  # what to do about bytes that are not those that were packed
 LOOK = f"find all that is damaged with `svdata2vec verify`, then {AGAIN}"  # where a part alone was read
+_SOME, _MUCH = 256 << 20, 2 << 30  # bytes that must be free for an error to be the file's: any error, one of memory
 
 
 class UserError(ValueError):
@@ -57,6 +59,21 @@ def require_machine(error: Exception, where: object, *, passed: bool = False) ->
         raise MachineError(
             f"{error.filename or where}: cannot be read ({error.strerror}); its disk or server fails: run again when it works"
         ) from error
+    require_memory(error, where)
+
+
+def require_memory(error: Exception, where: object) -> None:
+    """MachineError if `error` may come from missing memory, not from `where`, which was read.
+
+    Readers and decoders fail in many ways without memory, and a damaged file may ask for more than any machine has. So what
+    counts is whether this process can still get as much as a sound file needs.
+    """
+    needed = _MUCH if isinstance(error, MemoryError) or "allocate" in str(error) else _SOME
+    try:
+        mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE).close()
+    except (OSError, MemoryError):
+        raise MachineError(f"{where}: memory is running out ({_on_one_line(error)}); free some, raise the limit (`ulimit -v`), "
+                           "or remove the file if it is damaged") from error
 
 
 def readable(text: str) -> str:
@@ -70,4 +87,8 @@ def reason_of(error: Exception, where: object) -> str:
         return str(error)
     if isinstance(error, OSError):
         return f"{error.filename or where}: cannot be read ({error.strerror or error})"
-    return f"{where}: {type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    return f"{where}: {type(error).__name__}: {_on_one_line(error)}"
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or "no message"

@@ -53,7 +53,7 @@ def test_pickles_of_the_field_load(protocol: int, module: bytes) -> None:
             old = name.replace(b"_core", b"core")
             content = content.replace(b"c" + name + b"\n", b"c" + old + b"\n")
             content = content.replace(bytes([0x8c, len(name)]) + name, bytes([0x8c, len(old)]) + old)
-    assert all(map(equal, load_plain(io.BytesIO(content)), values))
+    assert all(map(equal, load_plain(io.BytesIO(content), "x.pkl"), values))
 
 
 def without_frames(content: bytes) -> bytes:
@@ -68,7 +68,7 @@ def test_dictionaries_with_defaults_and_many_memo_places() -> None:
     names = [f"name-{number}" for number in range(70_000)]
     values = [groups, OrderedDict(b=2), names]
     for protocol in (2, 4):
-        assert load_plain(io.BytesIO(pickle.dumps(values, protocol))) == [{"a": [1]}, {"b": 2}, names]
+        assert load_plain(io.BytesIO(pickle.dumps(values, protocol)), "x.pkl") == [{"a": [1]}, {"b": 2}, names]
 
 
 def test_arrays_of_values_hold_them() -> None:
@@ -76,7 +76,7 @@ def test_arrays_of_values_hold_them() -> None:
     ragged = np.array([[1.0, 2.0], [], [3]], object)
     square = np.array([[None, "a"], [2, [3]]], object)
     values = [ragged, square, np.asfortranarray(square), np.array({"a": 1}, object), np.zeros(0, object)]
-    found = load_plain(io.BytesIO(pickle.dumps(values, 4)))
+    found = load_plain(io.BytesIO(pickle.dumps(values, 4)), "x.pkl")
     assert [array.tolist() for array in found] == [[[1.0, 2.0], [], [3]], *[[[None, "a"], [2, [3]]]] * 2, {"a": 1}, []]
 
 
@@ -136,7 +136,7 @@ def test_pickles_of_anything_but_plain_data_are_refused(name: str) -> None:
         "import io, resource, sys; from svdata2vec.shards.readers.plain_pickle import load_plain\n"
         "from svdata2vec.shards.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
-        "try: load_plain(io.BytesIO(sys.stdin.buffer.read()))\n"
+        "try: load_plain(io.BytesIO(sys.stdin.buffer.read()), 'x.pkl')\n"
         "except UserError as error: sys.exit(str(error))"
     )
     if name in ("ndarray is called", "a memo of 16 GiB"):  # in a process of its own: it may end by a signal
@@ -144,7 +144,7 @@ def test_pickles_of_anything_but_plain_data_are_refused(name: str) -> None:
         assert child.returncode == 1 and message in child.stderr.decode()
         return
     with pytest.raises(UserError, match="pickle") as caught:
-        load_plain(io.BytesIO(content))
+        load_plain(io.BytesIO(content), "x.pkl")
     assert message in str(caught.value)
 
 
@@ -152,12 +152,12 @@ def test_every_cut_and_every_bit_is_refused_or_loads() -> None:
     content = pickle.dumps({"split": {"train": ["a"]}, "annotations": [annotation("a", 0, 2)]}, 4)
     for end in range(len(content)):
         with pytest.raises(UserError):
-            load_plain(io.BytesIO(content[:end]))
+            load_plain(io.BytesIO(content[:end]), "x.pkl")
     for place in range(len(content)):
         damaged = bytearray(content)
         damaged[place] ^= 1 << place % 8
         try:
-            load_plain(io.BytesIO(bytes(damaged)))
+            load_plain(io.BytesIO(bytes(damaged)), "x.pkl")
         except UserError:
             continue
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_machine
 
 NUMBERS = "biuf"  # kinds of dtype: booleans, integers with and without sign, floating point
 _CHUNK = 1 << 20
@@ -31,18 +31,22 @@ _CALLED = {
 _PASSED_ON = {("numpy", "ndarray"), ("builtins", "list"), ("builtins", "dict"), ("builtins", "int"), ("builtins", "float")}
 
 
-def load_plain(file: IO[bytes]) -> Any:
-    """The value of a pickle of protocol 2 or newer. Raises UserError if it is damaged or has more than plain data."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    check_sizes(file, size)
-    file.seek(0)
+def load_plain(file: IO[bytes], where: str) -> Any:
+    """The value of a pickle of protocol 2 or newer, called `where` in messages.
+
+    Raises UserError if it is damaged or has more than plain data, MachineError if the machine fails.
+    """
     try:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        check_sizes(file, size)
+        file.seek(0)
         return _PlainUnpickler(file, size).load()
-    except UserError:
-        raise
-    except (Exception, MemoryError) as error:  # the operations of a damaged pickle may raise anything
-        raise UserError(f"not a readable pickle ({' '.join(str(error).split()) or type(error).__name__})") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # the operations of a damaged pickle may raise anything
+        require_machine(error, where)
+        raise UserError(f"{where}: not a readable pickle ({' '.join(str(error).split()) or type(error).__name__})") from error
 
 
 def check_sizes(file: IO[bytes], size: int) -> None:

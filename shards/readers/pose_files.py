@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 
 from svdata2vec.shards.annotations import ClipAnnotation, DataSet, Pose, PoseFile, Skipped
-from svdata2vec.shards.errors import SERVER_ERRORS, TOO_MANY_FILES, UserError, reason_of, require_machine
+from svdata2vec.shards.errors import SERVER_ERRORS, TOO_MANY_FILES, UserError, reason_of, require_machine, require_memory
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
 from svdata2vec.shards.npy import read_npy
 from svdata2vec.shards.ranges import Range, Share, check_number
@@ -196,6 +196,7 @@ def _read_npz(path: str) -> Pose:
     except Exception as error:  # a damaged archive fails in many ways
         if isinstance(error, OSError) and error.errno in (*SERVER_ERRORS, *TOO_MANY_FILES):
             raise  # no fault of the file
+        require_memory(error, path)
         raise UserError(f"{path}: not a readable .npz ({error})") from error
     if "keypoint" not in content:
         raise UserError(f"{path}: has no 'keypoint'; it has {', '.join(content) or 'nothing'}")

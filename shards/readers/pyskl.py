@@ -32,11 +32,8 @@ log = logging.getLogger(__name__)
 def load_pickle(path: str | Path) -> dict[str, Any]:
     """The pickle's dictionary; UserError if it is not one of this format."""
     require_file(path, "the annotation pickle")
-    try:
-        with open_bytes(path) as file:
-            content = load_plain(io.BytesIO(file.read()) if "://" in str(path) else file)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    with open_bytes(path) as file:
+        content = load_plain(io.BytesIO(file.read()) if "://" in str(path) else file, str(path))
     if isinstance(content, list):  # the format of older tools of mmaction, one pickle per split
         content = {"annotations": content}
     if not isinstance(content, dict) or "annotations" not in content:

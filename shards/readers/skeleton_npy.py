@@ -10,7 +10,7 @@ import io
 import numpy as np
 
 from svdata2vec.shards.annotations import Pose
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_memory
 from svdata2vec.shards.npy import read_npy
 from svdata2vec.shards.readers.plain_pickle import load_plain
 from svdata2vec.shards.tracks import link_slots
@@ -26,13 +26,11 @@ def read_npy_skeleton(path: str, width: int, height: int) -> Pose:
     try:
         shape, dtype = read_npy(lambda: _header(content))
     except Exception as error:  # a damaged header fails in many ways
+        require_memory(error, path)
         raise UserError(f"{path}: not a .npy file ({' '.join(str(error).split())})") from error
     if shape != () or dtype.kind != "O":
         raise UserError(f"{path}: an array of shape {shape} and type {dtype}, expected a dictionary as txt2npy.py writes it")
-    try:
-        value = load_plain(io.BytesIO(content.read()))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    value = load_plain(io.BytesIO(content.read()), path)
     bodies = value.tolist() if isinstance(value, np.ndarray) else None
     if not isinstance(bodies, dict):
         raise UserError(f"{path}: holds no dictionary; expected one as txt2npy.py writes it")

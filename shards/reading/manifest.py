@@ -26,7 +26,7 @@ from svdata2vec.shards.annotations import KEY, MAX_KEY_BYTES
 from svdata2vec.shards.atomic import write_atomically
 from svdata2vec.shards.blocks import BlockFormat
 from svdata2vec.shards.boxes import View
-from svdata2vec.shards.errors import UserError, require_folder
+from svdata2vec.shards.errors import UserError, require_folder, require_memory
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.npy import read_npy
 from svdata2vec.shards.reading.sample import BY_FRAME, PICTURES
@@ -313,6 +313,7 @@ def load_plain_array(path: Path) -> np.ndarray:
     try:
         return read_npy(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
     except Exception as error:
+        require_memory(error, path)
         raise UserError(f"{path}: not a readable array ({error}); copy it again or pack again") from error
 
 

@@ -16,7 +16,7 @@ from typing import cast, get_args
 import numpy as np
 
 from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
-from svdata2vec.shards.errors import AGAIN, LOOK, UserError
+from svdata2vec.shards.errors import AGAIN, LOOK, UserError, require_memory
 from svdata2vec.shards.npy import read_npy
 
 CONTAINERS = ("mp4", "mkv", "webm", "avi")
@@ -91,6 +91,7 @@ class ClipMeta:
                     values[name] = None
             wrong = _of_wrong_kind(tuple(values), tuple(map(type, values.values())))
         except Exception as error:
+            require_memory(error, where)
             raise UserError(f"{where}: the json component is damaged ({error}); {LOOK}") from error
         meta = object.__new__(cls)  # `__init__` of a frozen class takes as long as parsing
         vars(meta).update(_DEFAULTS, **values)
@@ -176,6 +177,7 @@ def parse_array(content: Buffer, where: str) -> np.ndarray:
             raise ValueError(f"{len(content) - start} bytes for {shape} {dtype}")
         return np.ndarray(shape, dtype, content, start).copy()
     except Exception as error:
+        require_memory(error, where)
         raise UserError(f"{where}: not a readable array ({error}); {LOOK}") from error
 
 

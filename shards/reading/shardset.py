@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from svdata2vec.shards.blocks import HEADER_BYTES, BlockFormat, parse_clip
-from svdata2vec.shards.errors import LOOK, UserError
+from svdata2vec.shards.errors import LOOK, MachineError, UserError
 from svdata2vec.shards.layouts import JointLayout
 from svdata2vec.shards.reading.keylist import KeyList
 from svdata2vec.shards.reading.manifest import (
@@ -359,7 +359,8 @@ class ShardSet:
                 raise UserError(f"clip {found.key}: {found.blocks}, the manifest says {self.manifest.blocks}; pack again")
             return found
         except UserError as error:
-            raise UserError(f"{self.tar_name(entry['shard'])}: {error}") from error
+            kind = MachineError if isinstance(error, MachineError) else UserError
+            raise kind(f"{self.tar_name(entry['shard'])}: {error}") from error
 
     def _pread(self, entry: np.void, offset: int, size: int) -> bytes | memoryview:
         """Bytes of the clip's tar; UserError if it has fewer than the index says."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from svdata2vec.shards.atomic import read_json_lines
 from svdata2vec.shards.boxes import OUTSIDE_LIMIT
-from svdata2vec.shards.errors import AGAIN, LOOK, UserError
+from svdata2vec.shards.errors import AGAIN, LOOK, MachineError, UserError
 from svdata2vec.shards.executors import run_tasks
 from svdata2vec.shards.reading.manifest import (
     INDEX_NAME,
@@ -113,6 +113,8 @@ def _load(root: Path, _stamps: tuple[int, ...]) -> _Head:
     sums, problem = None, None
     try:
         sums = load_sums(root, manifest, shards.index)
+    except MachineError:
+        raise
     except UserError as error:
         problem = str(error)
     shard_N = shards.index["shard"]
@@ -253,6 +255,8 @@ def _clip_faults(shards: ShardSet, row: int, decode: bool, pictures: dict[str, s
     key = key_at(shards, row)
     try:
         sample = shards.sample(row)
+    except MachineError:
+        raise
     except (UserError, ValueError, OSError, OverflowError) as error:
         yield Finding("clip", key, str(error).replace(LOOK, AGAIN))  # this is `verify`
         return

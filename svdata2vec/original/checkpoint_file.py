@@ -15,7 +15,7 @@ from torch import Tensor
 
 from svdata2vec.config.schema import TargetConfig
 from svdata2vec.runs.torch_file import read_torch_file
-from svdata2vec.shards.errors import UserError, require_file
+from svdata2vec.shards.errors import MachineError, UserError, require_file
 
 PAPERS_HEADS = 8
 
@@ -111,6 +111,8 @@ def _read(path: Path) -> Any:
     replaced: set[str] = set()
     try:
         content = read_torch_file(path, replaced)
+    except MachineError:
+        raise
     except UserError as error:
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {error}; copy it again") from error
     if replaced:

@@ -16,7 +16,7 @@ from svdata2vec import __version__
 from svdata2vec.runs.failures import SaveFailedError, first_line
 from svdata2vec.runs.torch_file import read_torch_file
 from svdata2vec.shards.atomic import atomic_file
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError, require_machine
 
 COMMENT = b"sha256="
 BLOCK = 1 << 24  # bytes
@@ -64,11 +64,16 @@ class Checkpoints:
         return sorted(self.folder.glob(f"step-{9 * '[0-9]'}.pt"))
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest good checkpoint (damaged ones are skipped with a warning), or None if there is none at all."""
+        """The newest good checkpoint (damaged ones are skipped with a warning), or None if there is none at all.
+
+        Raises MachineError as `read_checkpoint`: the file may be good, and continuing from another one would discard it.
+        """
         paths = self.paths()
         for path in reversed(paths):
             try:
                 state = read_checkpoint(path)
+            except MachineError:
+                raise
             except UserError as error:
                 log.warning("%s; trying the checkpoint before it", error)
                 continue
@@ -124,12 +129,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: the file is damaged, or is no checkpoint of this step.
+        MachineError: the disk or its server fails, or memory is running out.
     """
     try:
         with path.open("rb") as file:
             _check_hash(file)
             state = read_torch_file(file)
     except (UserError, OSError) as error:
+        require_machine(error, path)
         raise UserError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(state, dict) or type(state.get("step")) is not int or path.stem != f"step-{state['step']:09d}":
         raise UserError(f"{path} is damaged: it does not say that it is of this step")

@@ -17,7 +17,7 @@ from svdata2vec.model.student import Encoder
 from svdata2vec.runs.checkpoint import has_checkpoints
 from svdata2vec.runs.failures import first_line
 from svdata2vec.runs.torch_file import read_torch_file
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import MachineError, UserError
 
 EXPECTED = "expected the state dict of a ResNet-18 in torchvision's naming (.safetensors, or a file of torch.save)"
 
@@ -75,6 +75,8 @@ def _state_dict(path: Path, content: bytes) -> dict[str, Tensor]:
     """The tensors of a file. Nothing in it can run code."""
     try:
         found: Any = safetensors.torch.load(content) if path.suffix == ".safetensors" else read_torch_file(io.BytesIO(content))
+    except MachineError:
+        raise
     except (UserError, safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"--model.init {path}: {first_line(error)}; {EXPECTED}") from error
     if not isinstance(found, Mapping) or not all(

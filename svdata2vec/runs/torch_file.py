@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from svdata2vec.runs.failures import first_line
-from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.errors import UserError, require_memory
 from svdata2vec.shards.readers.plain_pickle import Maker
 
 STORAGES = {
@@ -61,6 +61,7 @@ def read_torch_file(source: Path | BinaryIO, replaced: set[str] | None = None) -
 
     Raises:
         UserError: damaged, no such file format, or one that holds anything else. The message does not name the file.
+        MachineError: memory is running out.
         OSError: the file cannot be read.
     """
     try:
@@ -73,7 +74,8 @@ def read_torch_file(source: Path | BinaryIO, replaced: set[str] | None = None) -
             return _read_stream(file, replaced)
     except (UserError, OSError):
         raise
-    except (Exception, MemoryError) as error:  # a damaged archive or pickle fails in many ways
+    except Exception as error:  # a damaged archive or pickle fails in many ways
+        require_memory(error, source if isinstance(source, Path) else getattr(source, "name", "a checkpoint"))
         raise UserError(f"not a readable checkpoint ({first_line(error)})") from error
 
 

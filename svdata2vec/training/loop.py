@@ -20,6 +20,7 @@ from svdata2vec.pipeline.loader import ClipLoader
 from svdata2vec.runs.card import other_start
 from svdata2vec.runs.checkpoint import Checkpoints
 from svdata2vec.runs.data import require_same_clips
+from svdata2vec.runs.failures import is_out_of_memory
 from svdata2vec.runs.folder import (
     ADJUSTABLE,
     EVALUATION,
@@ -230,6 +231,8 @@ def _resume(run: TrainingRun, state: dict[str, Any], card: dict[str, Any]) -> No
         _load(run, state)
         card.update(state.get("origin", {}))
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
     adjusted = changed_settings(old, new, (*TECHNICAL, *EVALUATION))
     place, epochs = f"{float(stepper.epochs):.2f}", run.config.run.epochs
