@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import logging
 import pickle
@@ -76,7 +77,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
         ("pretrain demo --run.sync-batchnorm yes", "unexpected 'yes' after '--run.sync-batchnorm'"),
         ("pretrain demo --launch graph", "unknown option '--launch'; did you mean --run.launch?"),
         ("pretrain demo --optim.lr 1 2", "unexpected '2' after '1'"),
-        ("shard pyskl out", "svdata2vec shard: missing: --pickle-path STR|PATH, --videos STR|PATH; `svdata2vec shard pyskl"),
+        ("shard pyskl out", "svdata2vec shard: missing: --pickle-path PATH, --videos PATH; `svdata2vec shard pyskl"),
         ("inspect", "svdata2vec inspect: missing: SHARDS, --split STR; `svdata2vec inspect --help` lists the options"),
         ("bench compare a.json", "svdata2vec bench: missing: B.json"),
         ("pretrain demo --optim.betas 0.9", "--optim.betas has too few values; expected FLOAT FLOAT"),
@@ -323,6 +324,21 @@ def test_help_names_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> No
     assert "in pixels, a multiple of 32: the encoder halves the picture five times. (default: 224)" in page
     page = help_of(capsys, "svdata2vec predict")
     assert page.startswith("usage: svdata2vec predict [-h] [OPTIONS] RUN VIDEO\n") and "(default: None)" in page
+
+
+def early_breaks(page: str, columns: int) -> list[str]:
+    """Lines of a page's help texts that end although the next word would have fitted in them."""
+    inside = [line[2:-2] if len(line) == columns and line[0] in "│ " else "" for line in page.splitlines()]  # of the boxes
+    texts = [line.rstrip() if line.startswith(" ") else "" for line in inside]  # without the options' names
+    return [line for line, after in itertools.pairwise(texts)
+            if line and after and len(f"{line} {after.split()[0]}") <= columns - 4]
+
+
+@pytest.mark.parametrize("columns", [80, 110])
+def test_help_texts_fill_their_lines(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for words in ("pretrain demo", "shard pyskl", "predict", "label-efficiency demo"):
+        assert early_breaks(help_of(capsys, f"svdata2vec {words}"), columns) == []
 
 
 @pytest.mark.parametrize(("table", "command"), [(PRETRAIN, "pretrain"), (FINETUNE, "finetune")])

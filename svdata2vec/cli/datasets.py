@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
@@ -31,10 +31,14 @@ def run_shard(kind: str, options: Any) -> None:
 
 
 def _as_option(annotation: Any) -> Any:
-    """A reader's parameter as an option; for a mapping, help and errors say what its two words are."""
-    if get_origin(annotation) is not Mapping:
+    """A reader's parameter as an option; help and errors say which words are files and names."""
+    if get_origin(annotation) is Mapping:
+        words = "NAME FILE [NAME FILE ...]"
+    elif Path in get_args(annotation):  # or text: a URL, or names
+        words = "PATH" if annotation == str | Path else "FILE|NAME [NAME ...]"
+    else:
         return annotation
-    return Annotated[annotation, tyro.conf.arg(metavar="NAME FILE [NAME FILE ...]")]
+    return Annotated[annotation, tyro.conf.arg(metavar=words)]
 
 
 def _shard_options(kind: str) -> type:

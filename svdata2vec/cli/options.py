@@ -10,13 +10,15 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-# tyro's only way to get its errors as data. It may change with any version, so setup.cfg pins the one that this is tested with.
+# tyro's only ways to get its errors as data, and at its help texts. They may change with any version, so setup.cfg pins the one
+# that this is tested with.
+from tyro import _docstrings as tyro_docstrings
 from tyro import _errors as tyro_errors
 
 from svdata2vec.config.presets import describe
@@ -26,6 +28,17 @@ HELP = ("-h", "--help")
 GENERAL_PRESET = "own"  # that fits any shards
 
 log = logging.getLogger(__name__)
+
+_field_texts = tyro_docstrings.parse_docstring_from_object
+
+
+@lru_cache(maxsize=1024)
+def _flowing_texts(kind: object) -> dict[str, str]:
+    """Help texts of a dataclass's fields without the line breaks of its source, which tyro keeps in indented docstrings."""
+    return {name: " ".join(text.split()) for name, text in _field_texts(kind).items()}
+
+
+tyro_docstrings.parse_docstring_from_object = _flowing_texts
 
 
 @dataclass(frozen=True)
