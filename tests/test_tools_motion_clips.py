@@ -1,5 +1,6 @@
 """The synthetic action data set: same bytes for any number of workers, true joints, honest splits, clear messages."""
 
+import errno
 import json
 import os
 import pickle
@@ -368,6 +369,17 @@ def test_command_says_that_a_complete_folder_is_kept(tiny: Path, capsys: pytest.
     arguments = [str(tiny), "--clips", "36", "--seed", "3", "--frames", "24-28", "--width", "160", "--height", "96"]
     assert make.main(arguments) == 0
     assert "complete with these options, kept as it is" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_no_wrong_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(make, "write_atomically", full)
+    assert make.main([str(tmp_path / "x"), "--clips", "36"]) == 1
+    assert capsys.readouterr().err.endswith("No space left on device; what is written so far is kept, run again to finish\n")
 
 
 def test_script_runs_by_its_path_and_exits_with_2_on_bad_options(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, MachineError) else 2
     except OSError as error:
         print(f"error: {folder}: {error}; {KEPT}", file=sys.stderr)
-        return 2
+        return 1
     except KeyboardInterrupt:
         print("interrupted: run again with the same options to finish", file=sys.stderr)
         return 130

@@ -275,23 +275,21 @@ def finish(given: argparse.Namespace, videos: VideoList, work: WorkFolder, skipp
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 the machine failed, 2 wrong input or no space, 130 interrupted."""
+    """Exit status: 0 done, 1 the machine failed (no space, no memory, a server), 2 wrong input, 130 interrupted."""
     silence_decoder()
     try:
         return extract(parse(arguments))
-    except MachineError as error:
+    except (MachineError, OSError) as error:
         print(f"error: {error}; finished videos are kept, run again to continue", file=sys.stderr)
-        return 1
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        print(f"error: {error}; finished videos are kept, run again to continue", file=sys.stderr)
+        return 2
     except MemoryError as error:
         print(f"error: {error or 'out of memory'}; use a smaller --batch and run again to continue", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again to continue", file=sys.stderr)
         return 130
-    return 2
+    return 1
 
 
 if __name__ == "__main__":
