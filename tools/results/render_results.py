@@ -97,7 +97,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     ),
     "busier": (
         partial(more_steps, of_ours="after 80 epochs in float32 on these clips, on the machine of the others"),
-        ("busier_rivals", "busier_more_steps", "busier_scratch", "busier_pretrained"),
+        ("busier_rivals", "busier_more_steps", "busier_scratch", "busier_more_scratch", "busier_pretrained"),
     ),
     "skeletons": (skeletons, ("skeletons", "skeletons_positions", "longer")),
     "codec_agreement": (codec_agreement, ("codec_agreement",)),
