@@ -296,6 +296,21 @@ def test_a_checkpoint_of_another_shape_is_one_line(
         pretrain(config)
 
 
+def test_memory_that_a_resume_lacks_is_no_fault_of_the_settings(
+    tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = pretrain_config(tiny_shard_folder, tmp_path / "run", epochs=1)
+    pretrain(config)
+    (tmp_path / "run" / "result.json").unlink()
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(loop, "load_optimizer", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        pretrain(config)
+
+
 def test_a_finished_run_is_the_same_under_every_spelling_of_its_paths(
     tiny_shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
