@@ -1,6 +1,5 @@
 """Tracking of persons, the work folder, the pickle and the command line of pose extraction: everything except mmpose itself."""
 
-import errno
 import json
 import os
 import pickle
@@ -22,7 +21,7 @@ from pose_work import VideoPoses, WorkFolder
 from shards_data import HEIGHT, WIDTH, block_xy, frame_picture, write_video
 from waiting import wait_for
 
-from svdata2vec.shards.errors import MachineError, UserError
+from svdata2vec.shards.errors import UserError
 from svdata2vec.shards.packing.pack import PackOptions, pack
 from svdata2vec.shards.readers.media import VideoFolder
 from svdata2vec.shards.readers.pyskl import read_pyskl
@@ -430,14 +429,18 @@ def test_kill_at_any_moment_costs_at_most_one_video(videos: Path, tmp_path: Path
 # --- parts --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_ends_with_one_line(videos: Path, tmp_path: Path, model: BlockModel, monkeypatch: pytest.MonkeyPatch,
-                                        capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("error", "advice"), [
+    (OSError(28, "No space left on device"), "No space left on device; finished videos are kept, run again to continue"),
+    (MemoryError(), "out of memory; use a smaller --batch and run again to continue"),
+])
+def test_what_is_full_ends_with_one_line(error: Exception, advice: str, videos: Path, tmp_path: Path, model: BlockModel,
+                                         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(WorkFolder, "save", full)
     assert run(videos, "--out", tmp_path / "x.pkl") == 1
-    assert "No space left on device; finished videos are kept, run again to continue" in capsys.readouterr().err
+    assert advice in capsys.readouterr().err
 
 
 def test_a_model_that_fails_leaves_no_video_out(
@@ -492,19 +495,3 @@ def test_progress_tells_rate_and_end() -> None:
         progress.frames(100)
         progress.video(skipped=1)
     assert progress.line(20.0) == "4/10 videos, 400 frames, 20.0 frames/s, 1 skipped, 0:00:30 left"
-
-
-@pytest.mark.parametrize(("error", "status", "advice"), [
-    (OSError(errno.ENOSPC, "No space left on device"), 1, "finished videos are kept, run again to continue"),
-    (MemoryError(), 1, "use a smaller --batch and run again to continue"),
-    (MachineError("the server is away"), 1, "finished videos are kept, run again to continue"),
-    (UserError("no such file"), 2, "no such file"),
-])
-def test_the_status_says_whether_the_input_is_wrong(error: Exception, status: int, advice: str,
-                                                    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(extract_poses, "extract", fail)
-    assert extract_poses.main(["videos", "--out", "x.pkl"]) == status
-    assert capsys.readouterr().err.endswith(f"{advice}\n")

@@ -285,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except MemoryError as error:
-        print(f"error: {error or 'out of memory'}; use a smaller --batch and run again to continue", file=sys.stderr)
+        print(f"error: {str(error) or 'out of memory'}; use a smaller --batch and run again to continue", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again to continue", file=sys.stderr)
         return 130
