@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import re
 import shutil
 import signal
 import subprocess
@@ -404,19 +403,23 @@ def test_frame_range_is_one_number_or_two() -> None:
 
 
 def killed(*_: Any, **__: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)  # a process of its own, as it is called in place of `make_clip`
+    """In place of `make_clip`, in a process of its own."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def full(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize(("fault", "message"), [(killed, "a worker process died"), (full, "No space left")])
-def test_a_fault_of_the_machine_is_one_line(fault: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("fault", "said"), [
+    (killed, "a worker process died (killed, or out of memory)"), (full, "{folder}: [Errno 28] No space left on device"),
+])
+def test_a_fault_of_the_machine_is_one_line(fault: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                             capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(make, "make_clip", fault)
     assert make.main([str(tmp_path / "new"), "--workers", "2"]) == 1
-    assert re.fullmatch(f"error: .*{message}.* so far is kept, run again to finish", capsys.readouterr().err.splitlines()[-1])
+    said = f"error: {said.format(folder=tmp_path / 'new')}; what is written so far is kept, run again to finish"
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def test_folders_that_hold_something_else_are_refused(tiny: Path, tmp_path: Path) -> None:
