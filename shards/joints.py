@@ -23,7 +23,7 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
     are not finite become 0. A picture of 1x1 says that the joints are parts of the picture. Raises UserError if an array
     has a wrong shape, and if the joints cannot be of this picture: one of another shape, or turned; parts of the picture
     instead of pixels; most of them far outside, or outside at all where the annotation states no size; boxes in which
-    nobody is.
+    nobody is. And if they state no size while the video's pixels are not square, which most programs ignore.
     """
     with np.errstate(over="ignore"):  # beyond float32: infinite, and so missing
         pose_MTVC = np.array(pose.pose_MTVC, np.float32)[..., :2]
@@ -31,6 +31,12 @@ def to_video_pixels(key: str, pose: Pose, info: VideoInfo, num_joints: int) -> t
         raise UserError(f"clip {key}: joints have shape {np.shape(pose.pose_MTVC)}, "
                         f"expected (persons, frames, {num_joints}, 2)")
     seen_MTV = np.isfinite(pose_MTVC).all(axis=-1) & (pose_MTVC != 0).any(axis=-1)
+    if pose.width is None and seen_MTV.any() and info.square_width != info.stored_width:
+        raise UserError(
+            f"clip {key}: the video stores {info.stored_width}x{info.stored_height} with pixels that are not square and shows"
+            f" {info.square_width}x{info.stored_height}; its joints may be of either: state their picture as img_shape, "
+            "(height, width), or find them in a copy of the video with square pixels and pack that"
+        )
     width, height = info.width if pose.width is None else pose.width, info.height if pose.height is None else pose.height
     _check_picture(key, width, height, pose_MTVC[seen_MTV], info)
     scale = np.array([info.width / width, info.height / height], np.float32)

@@ -90,7 +90,8 @@ def numbered_pictures(folder: str | Path) -> list[Path]:
     """The pictures of a folder that is a video in frames (img_00001.jpg, ...), by number; empty if it is none.
 
     Of several kinds in one folder (img_, flow_x_) those whose names do not begin with "flow" count, and of these the most.
-    UserError if as many are of another kind, or two have one number: which is the video, or the frame, is not guessed.
+    UserError if as many are of another kind, or two have one number: which is the video, or the frame, is not guessed. And if
+    numbers are missing: all pictures after them would be too early for their poses. Every fifth number, or any first, is fine.
     """
     kinds = _most_pictures(folder)
     if len(kinds) > 1:
@@ -101,6 +102,11 @@ def numbered_pictures(folder: str | Path) -> list[Path]:
     for (number, path), (next_number, other) in pairwise(pictures):
         if number == next_number:
             raise UserError(f"{folder}: {path.name} and {other.name} are both picture {number}; expected every number once")
+    steps = [after - number for (number, _), (after, _) in pairwise(pictures)]
+    if steps and min(steps) == 1 < max(steps):
+        gap = next(place for place, step in enumerate(steps) if step > 1)
+        raise UserError(f"{folder}: after {pictures[gap][1].name} comes {pictures[gap + 1][1].name}; expected every number, or "
+                        "a constant step: pictures are missing; copy or extract them again")
     return [path for _, path in pictures]
 
 

@@ -150,6 +150,15 @@ def test_missing_fields_are_listed(folder: Path) -> None:
     del entry["keypoint"]
     reasons = skipped_reasons(folder, [entry])
     assert reasons["good2"].startswith("the annotation has no 'keypoint'; it has frame_dir, label")
+    assert "raw_file" not in reasons["good2"]
+
+
+def test_joints_in_a_file_of_their_own_are_explained(folder: Path) -> None:
+    """As in pyskl's pickle of Kinetics."""
+    entry = {**annotation("good2", 0, FRAMES), "raw_file": "k400/good2.pkl"}
+    del entry["keypoint"]
+    reason = skipped_reasons(folder, [entry])["good2"]
+    assert reason.endswith("; its joints are in the file that raw_file names: put them here as keypoint (M, T, V, 2)")
 
 
 def test_one_pose_more_or_less_is_evened_out(folder: Path) -> None:

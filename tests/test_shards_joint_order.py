@@ -78,7 +78,7 @@ def test_a_count_that_one_layout_has_is_reported(name: str, caplog: pytest.LogCa
 
 
 def test_a_count_that_no_layout_has_is_refused() -> None:
-    with pytest.raises(UserError, match=r"a\.pkl: 20 joints per person fit no known layout; name one of coco17"):
+    with pytest.raises(UserError, match=r"a\.pkl: 20 joints per person fit no known layout; expected those of coco17, "):
         choose_layout([np.ones((1, 3, 20, 2), np.float32)], None, "coco17", "a.pkl")
 
 

@@ -48,6 +48,16 @@ def test_joints_of_a_picture_as_it_is_stored_are_stretched_with_its_pixels(info:
         to_video_pixels("a", of_picture(144, 108, 0.75, 1), info, 17)
 
 
+def test_joints_of_pixels_that_are_not_square_need_the_size_of_their_picture(info: VideoInfo) -> None:
+    """They were taken for joints of the picture as it is shown; most programs read it as it is stored."""
+    wide = replace(info, stored_width=144, square_width=192)
+    with pytest.raises(UserError, match=r"stores 144x108 with pixels that are not square and shows 192x108; .* img_shape, "):
+        to_video_pixels("a", of_picture(None, None, 0.75, 1), wide, 17)
+    nobody = replace(of_picture(None, None, 1, 1), pose_MTVC=np.zeros((1, FRAMES, 17, 2)))
+    parts = of_picture(1, 1, 1 / 192, 1 / 108)
+    assert [to_video_pixels("a", pose, wide, 17)[1] for pose in (nobody, parts)] == [0, 0]
+
+
 def test_a_small_copy_has_the_same_shape_but_for_two_pixels(info: VideoInfo) -> None:
     small = replace(info, width=64, height=36, stored_width=64, stored_height=36, square_width=64)
     people, _ = to_video_pixels("a", of_picture(20, 11, 20 / 192, 11 / 108), small, 17)  # 20 / 64 * 36 is 11.25

@@ -163,3 +163,35 @@ def test_a_part_of_a_pose_is_one_of_its_scores_and_boxes_too() -> None:
                 np.tile(frame_T[:, None], (1, 4))).between(2, 5)
     assert pose.score_MTV is not None and pose.box_T4 is not None
     assert pose.pose_MTVC[0, :, 0, 0].tolist() == pose.score_MTV[0, :, 0].tolist() == pose.box_T4[:, 0].tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("images", [("000001_cam2.jpg", "000002_cam2.jpg"), ("walk_7.jpg", "run_7.jpg")])
+def test_images_of_one_number_are_not_one_frame_of_alphapose(tmp_path: Path, images: tuple[str, str]) -> None:
+    """The poses of all frames were taken for persons of one."""
+    results = [{"image_id": image, "keypoints": flat(body(0)), "score": 1.0} for image in images]
+    (tmp_path / "a.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=rf"images '{images[0]}' and '{images[1]}' both are frame [27]; expected every"):
+        PARSERS["alphapose"](str(tmp_path / "a.json"), "a", 17)
+    (tmp_path / "a.json").write_text(json.dumps([dict(results[0])] * 2))  # two persons
+    assert [len(people) for people in PARSERS["alphapose"](str(tmp_path / "a.json"), "a", 17).frames][-1] == 2
+
+
+def of_mmpose(path: Path, *frames: Sequence[Sequence[float]]) -> list[int]:
+    """Persons per frame of a file with these boxes."""
+    people = [
+        [{"keypoints": body(t).tolist(), "keypoint_scores": [0.8] * 17, "bbox": [box], "bbox_score": 1} for box in boxes]
+        for t, boxes in enumerate(frames)
+    ]
+    path.write_text(json.dumps([{"frame_id": t, "instances": each} for t, each in enumerate(people)]))
+    return [len(found) for found in PARSERS["mmpose"](str(path), "a", 17).frames]
+
+
+def test_mmpose_takes_a_picture_without_anybody_for_a_person(tmp_path: Path) -> None:
+    """Of a detector that finds nobody it makes one box, the picture, with score 1: it was kept as a person."""
+    path, whole = tmp_path / "a.json", (0, 0, 192, 128)
+    person, corner = (55.5, 20.25, 90.5, 110.0), (0.0, 0.0, 30.0, 60.0)
+    assert of_mmpose(path, [person], [whole], [whole], [person, corner]) == [1, 0, 0, 2]
+    assert of_mmpose(path, [person], [corner], [person]) == [1, 1, 1], "somebody in the corner is smaller than the other"
+    assert of_mmpose(path, [whole], [whole]) == [1, 1], "no detector was asked"
+    assert of_mmpose(path, [person], [(0, 0, 191.5, 128)], [(0.5, 0, 192, 128)]) == [1, 1, 1]
+    assert of_mmpose(path, [person], [whole, person]) == [1, 2] and of_mmpose(path, [], []) == [0, 0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,18 @@ def test_two_pictures_of_one_number_are_no_two_frames(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"img_01\.png and img_1\.png are both picture 1; expected every number once"):
         numbered_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(("numbers", "said"), [
+    ((1, 2, 3, 5, 6), r"after img_03\.png comes img_05\.png; expected every number, or a constant step: pictures are missing"),
+    ((0, 1, 4), r"after img_01\.png comes img_04\.png; "), ((7, 8, 9), ""), ((0, 5, 10, 15), ""), ((3, 17, 90, 91 + 40), ""),
+])
+def test_missing_pictures_are_no_shorter_video(tmp_path: Path, numbers: tuple[int, ...], said: str) -> None:
+    """Poses after a gap belonged to earlier pictures. Every fifth picture, or time stamps as numbers, have no gap."""
+    for number in numbers:
+        (tmp_path / f"img_{number:02d}.png").touch()
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        assert len(numbered_pictures(tmp_path)) == len(numbers)
 
 
 @pytest.mark.parametrize("ending", [".jpg", ".png"])

@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -170,6 +171,23 @@ def test_the_garbage_collector_leaves_what_was_imported_alone_while_a_run_lasts(
     with running(RunConfig(device="cpu")):
         assert gc.get_freeze_count() > 50_000 > len(gc.get_objects())
     assert gc.get_freeze_count() == 0
+
+
+def test_what_an_earlier_run_of_a_process_has_left_is_not_frozen() -> None:
+    """Its networks and captured graph, in a cycle, kept their memory for all of the next run."""
+    class Left:
+        itself: object
+
+    left = Left()
+    left.itself = left
+    gone = weakref.ref(left)
+    gc.disable()
+    try:
+        del left
+        with running(RunConfig(device="cpu")):
+            assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("features", "lacking"), [

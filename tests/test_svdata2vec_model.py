@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svdata2vec.config.schema import (
+    DataConfig,
     FinetuneConfig,
     HeadConfig,
     MaskConfig,
@@ -347,3 +348,16 @@ def test_a_stem_that_begins_with_change_sees_no_still_picture() -> None:
 def test_stem_weights_come_from_one_place() -> None:
     with pytest.raises(UserError, match=r"model\.stem_init is change, but model\.init brings weights"):
         ModelConfig(init=Path("resnet18.safetensors"), stem_init="change")
+
+
+def test_class_scores_are_not_rounded_to_bfloat16() -> None:
+    """Close scores would be equal, and count for the class with the lower number."""
+    config = FinetuneConfig(data=DataConfig(num_frames=T, size=32), model=student_config().model)
+    classifier = Classifier(config, 0, 120).eval()
+    video = torch.randint(0, 256, (2, T, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = classifier(video, None)
+        features = classifier.encoder(video, None)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, classifier.head(features.float()), rtol=1e-5, atol=1e-6)
+    assert not torch.equal(logits, logits.bfloat16().float())

@@ -202,6 +202,21 @@ def test_made_splits_that_share_videos_or_people_are_reported(
     assert "show the same people (7), so the test" in caplog.text and "--split-by subject" in caplog.text
 
 
+def test_a_damaged_clip_is_left_to_the_run(tmp_path: Path) -> None:
+    """Made splits are compared by descriptions; one that is damaged ended the command, though a run leaves its clip out."""
+    root = shards(tmp_path, 10)
+    whole = options("finetune", "own", "--data.shards", root)
+    opened = ShardSet.open(root)
+    row = int(opened.rows("train")[0])
+    offset = int(opened.index["offset"][row, opened.manifest.components.index("json")])
+    with opened.tars[int(opened.index["shard"][row])].open("r+b") as file:
+        file.seek(offset)
+        file.write(b"#")
+    with pytest.raises(ValueError, match="json"):
+        ShardSet.open(root).sample(row)
+    assert options("finetune", "own", "--data.shards", root) == whole
+
+
 def test_splits_that_are_not_clear_are_asked_for(tmp_path: Path) -> None:
     keys = [f"clip{i:03d}" for i in range(4)]
     root = shards(tmp_path / "set", 4, 8, {"xsub_train": keys[:2], "xview_train": keys[2:]})

@@ -39,7 +39,8 @@ def choose_layout(poses: Sequence[np.ndarray], named: str | None, default: str |
         if chosen not in fitting:
             raise UserError(f"{where}: {count} joints per person, layout {named} has {len(chosen.joints)}")
     elif not fitting:
-        raise UserError(f"{where}: {count} joints per person fit no known layout; name one of {', '.join(LAYOUTS)}")
+        raise UserError(f"{where}: {count} joints per person fit no known layout; expected those of {', '.join(LAYOUTS)}; of "
+                        "COCO-WholeBody's 133 keep the first 17, of Halpe's 136 the first 26")
     elif len(fitting) == 1:
         chosen = fitting[0]
     elif default is not None and layout(default) in fitting:

@@ -16,9 +16,10 @@ from svdata2vec.shards.errors import SERVER_ERRORS, TOO_MANY_FILES, UserError, r
 from svdata2vec.shards.layouts import COCO17, layout, to_coco17
 from svdata2vec.shards.npy import read_npy
 from svdata2vec.shards.ranges import Range, Share, check_number
+from svdata2vec.shards.readers.found_poses import RELATIVE_SCALE
 from svdata2vec.shards.readers.joint_order import choose_layout
 from svdata2vec.shards.readers.media import folders_of, plain_name, strange_folder, without_extension
-from svdata2vec.shards.readers.pose_formats import OPENPOSE_NAME, PARSERS, RELATIVE_SCALE, YOLO_NAME, coco_videos
+from svdata2vec.shards.readers.pose_formats import OPENPOSE_NAME, PARSERS, YOLO_NAME, coco_videos
 from svdata2vec.shards.readers.text import spelled
 from svdata2vec.shards.readers.videos import read_video_csv, read_video_folder
 from svdata2vec.shards.readers.walk import Walk, walk

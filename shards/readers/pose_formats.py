@@ -11,7 +11,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -20,70 +19,13 @@ from typing import Any
 import numpy as np
 
 from svdata2vec.shards.errors import UserError
+from svdata2vec.shards.readers.found_poses import FoundPoses, Person
 from svdata2vec.shards.readers.text import read_text, stamp
-from svdata2vec.shards.tracking import Detections
 
-SEEN_SCORE = 0.1  # least score of a joint that counts for a detection's box, if the program writes no box
 LARGEST_RELATIVE = 1.5  # if all coordinates are below it, they are parts of the picture (formats that allow both)
-RELATIVE_SCALE = 1000.0  # coordinates of 0..1 are tracked as pixels of a picture of this size
 # A frame number beyond both MOST_FRAMES and MOST_ABSENT times the frames with persons is a time stamp, a date or a hash.
 MOST_FRAMES, MOST_ABSENT = 100_000, 100
 SEVERAL = 6  # frames with persons, all multiples of a step apart: the frames between them were not searched
-
-
-@dataclass(frozen=True)
-class Person:
-    """One detection: `joints_V3` x, y, score (x and y both 0: missing), `box_4` x1, y1, x2, y2, `score` of the whole person."""
-
-    joints_V3: np.ndarray
-    box_4: np.ndarray | None = None
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class FoundPoses:
-    """`frames`: the persons of each frame. `complete`: the list ends with the video's last frame, not the last with persons.
-
-    `relative`: coordinates are parts of the picture. `size`: (width, height) of the picture, None = the video's own.
-    `first_number`: as in `Pose`.
-    """
-
-    frames: list[list[Person]]
-    complete: bool
-    relative: bool = False
-    size: tuple[int, int] | None = None
-    first_number: int = 0
-
-    def detections(self, num_joints: int, where: object) -> list[Detections]:
-        """Detections per frame; UserError if a person has another number of joints."""
-        scale = RELATIVE_SCALE if self.relative else 1.0
-        return [_detections(people, num_joints, scale, f"{where}, frame {t}") for t, people in enumerate(self.frames)]
-
-    @property
-    def has_boxes(self) -> bool:
-        return any(person.box_4 is not None for people in self.frames for person in people)
-
-
-def _detections(people: Sequence[Person], num_joints: int, scale: float, where: str) -> Detections:
-    boxes, scores, joints, joint_scores = [], [], [], []
-    for person in people:
-        if person.joints_V3.shape != (num_joints, 3):
-            raise UserError(f"{where}: a person of {len(person.joints_V3)} joints, expected {num_joints}")
-        finite_V1 = np.isfinite(person.joints_V3).all(axis=1, keepdims=True)
-        x_y_score_V3 = np.where(finite_V1, person.joints_V3, 0)
-        there_V = (x_y_score_V3[:, :2] != 0).any(axis=1)
-        if not there_V.any():
-            continue
-        score_V = np.where(there_V, x_y_score_V3[:, 2], 0)
-        seen_V = there_V & (score_V >= SEEN_SCORE) if (score_V >= SEEN_SCORE).any() else there_V
-        low_2, high_2 = x_y_score_V3[seen_V, :2].min(axis=0), x_y_score_V3[seen_V, :2].max(axis=0)
-        boxes.append((np.concatenate([low_2, high_2]) if person.box_4 is None else person.box_4) * scale)
-        scores.append(score_V[there_V].mean() if person.score is None else person.score)
-        joints.append(x_y_score_V3[:, :2] * scale)
-        joint_scores.append(score_V)
-    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32),
-                      np.array(joints, np.float32).reshape(-1, num_joints, 2),
-                      np.array(joint_scores, np.float32).reshape(-1, num_joints))
 
 
 def _json(path: str) -> Any:
@@ -356,12 +298,16 @@ def parse_alphapose(path: str, item: str, num_joints: int) -> FoundPoses:
     height]}], a line per person; frames without anybody are left out. Frames of videos count from 0, as "0.jpg"; names
     with letters are image files, and count from 1 unless there is a 0."""
     people: dict[int, list[Person]] = {}
+    images: dict[int, str] = {}
     plain = True
     for entry in _listed(_json(path), path, "a list of results"):
         image = str(_field(entry, "image_id", path))
         number = _last_number(image)
         if number is None:
             raise UserError(f"{path}: image_id {image!r} has no frame number")
+        if (other := images.setdefault(number, image)) != image:
+            raise UserError(f"{path}: images {other!r} and {image!r} both are frame {number}; expected every frame once, by "
+                            "the last number in its name, and a file for every video")
         plain &= PurePosixPath(image).stem.isdigit() and not PurePosixPath(image).stem.startswith("00")
         joints_V3 = _triples(_field(entry, "keypoints", path), f"{path}, {image}")
         people.setdefault(number, []).append(Person(joints_V3, _box(entry.get("box")), _score(entry.get("score"))))
@@ -374,7 +320,7 @@ def parse_alphapose(path: str, item: str, num_joints: int) -> FoundPoses:
 def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
     """The inferencer's predictions/VIDEO.json: [{"frame_id", "instances": [{"keypoints": [[x, y], ...],
     "keypoint_scores": [...], "bbox": [[x1, y1, x2, y2]], "bbox_score"}]}], every frame in order; the demo scripts have the
-    list in "instance_info", and count from 1."""
+    list in "instance_info", and count from 1. Where the detector finds nobody, the whole picture is taken for a person."""
     content = _json(path)
     listed = _listed(content.get("instance_info") if isinstance(content, Mapping) else content, path, "a list of frames")
     frames = []
@@ -394,7 +340,20 @@ def parse_mmpose(path: str, item: str, num_joints: int) -> FoundPoses:
                 raise UserError(f"{where}: expected keypoints [[x, y], ...] and as many keypoint_scores ({error})") from error
             people.append(Person(joints_V3, _corners(entry.get("bbox")), _score(entry.get("bbox_score"))))
         frames.append(people)
-    return FoundPoses(frames, complete=True)
+    return FoundPoses(_without_whole_pictures(frames), complete=True)
+
+
+def _without_whole_pictures(frames: list[list[Person]]) -> list[list[Person]]:
+    """With nobody in frames whose only person is the whole picture: from (0, 0) to whole numbers, the largest box of the file.
+
+    As it is if all persons have that box: then no detector was asked (`det_model="whole_image"`).
+    """
+    boxes = [(0.0,) * 4 if person.box_4 is None else tuple(person.box_4) for people in frames for person in people]
+    largest = max(boxes, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=(0.0,) * 4)
+    if any(largest[:2]) or not all(number.is_integer() for number in largest) or set(boxes) == {largest}:
+        return frames
+    nobody = [len(people) == 1 and people[0].box_4 is not None and tuple(people[0].box_4) == largest for people in frames]
+    return [[] if empty else people for people, empty in zip(frames, nobody, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------- Ultralytics YOLO

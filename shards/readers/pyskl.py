@@ -231,7 +231,9 @@ def clip_of(entry: Any, field: str, folder: VideoFolder, names: Collection[str])
         raise UserError(f"the annotation is of type {type(entry).__name__}, expected a dictionary")
     missing = [name for name in (field, "label", "total_frames", "keypoint") if name not in entry]
     if missing:
-        raise UserError(f"the annotation has no {missing[0]!r}; it has {', '.join(map(str, entry))}")
+        apart = "; its joints are in the file that raw_file names: put them here as keypoint (M, T, V, 2)"
+        found = f"the annotation has no {missing[0]!r}; it has {', '.join(map(str, entry))}"
+        raise UserError(found + apart * ("raw_file" in entry))
     if not isinstance(entry[field], str):
         raise UserError(f"{field} is of type {type(entry[field]).__name__}, expected the video's name")
     name = entry[field]

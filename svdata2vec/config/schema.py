@@ -346,7 +346,8 @@ class RunConfig:
     (torch.compile; needs a C++ compiler on a CPU); or, in pretraining by one process on one GPU, forward and backward pass as
     one CUDA graph. The training is the same, and faster if the host is the bottleneck."""
     sync_batchnorm: bool = False
-    """BatchNorm statistics over all processes instead of each process's own batch."""
+    """BatchNorm statistics over all processes instead of each process's own batch. On GPUs PyTorch's layers then wait for the
+    device three times each, in every step."""
     log_every: Count = 50
     """Optimizer steps between two records of the log, which also has one of every validation."""
     checkpoint_every: Count = 1000

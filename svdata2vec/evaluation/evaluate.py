@@ -24,6 +24,7 @@ from svdata2vec.runs.data import (
     require_joints,
     require_own_shards,
     require_same_clips,
+    warn_of_earlier_clips,
     warn_of_shared_clips,
     warn_of_view,
 )
@@ -132,6 +133,7 @@ def evaluate_run(
     if (card.get("trained_on") or {}).get("fingerprint") == packed.manifest.fingerprint:
         trained_on = labelled_rows(packed, data.train_split, config.label_fraction, config.run.seed, verbose=False)
         warn_of_shared_clips(packed, data.test_split, trained_on)
+    warn_of_earlier_clips(packed, data.test_split, {**card, "trained_on": None}, run)
     require_classes(packed, data.test_split, card["classes"], f"{run} was trained on")
     with (
         running(config.run) as runtime,

@@ -29,7 +29,9 @@ from svdata2vec.runs.data import (
     require_classes,
     require_joints,
     require_several_classes,
+    warn_of_earlier_clips,
     warn_of_shared_clips,
+    warn_of_view,
 )
 from svdata2vec.runs.finished import run_once
 from svdata2vec.runs.folder import PROBES, finish_run, write_config
@@ -71,6 +73,9 @@ def _probe(config: ProbeConfig, source: Path, runtime: Runtime) -> dict[str, Any
     require_several_classes(shards, train_split, test_split)
     rows = labelled_rows(shards, train_split, config.label_fraction, config.seed)
     warn_of_shared_clips(shards, test_split, rows)
+    warn_of_earlier_clips(shards, test_split, trained.card, source)
+    for split in (train_split, test_split):
+        warn_of_view(shards, split, trained.card)
     warn_of_shared_people(shards, config.data, rows)
     train = split_features(config, trained, shards, train_split, rows, runtime)
     test = split_features(config, trained, shards, test_split, None, runtime)

@@ -3,6 +3,7 @@
 B clips, M persons, T frames, V joints, C coordinates, H W picture, D width
 """
 
+import torch
 from torch import Tensor, nn
 
 from svdata2vec.config.schema import FinetuneConfig
@@ -54,5 +55,10 @@ class Classifier(nn.Module):
         )
 
     def forward(self, video_BTHWC: Video | None, joints_BMTVC: Tensor | None) -> Tensor:
-        """Logits (B, classes)."""
-        return self.head(self.encoder(video_BTHWC, joints_BMTVC))
+        """Logits (B, classes), float32 under autocast too."""
+        features_BTD = self.encoder(video_BTHWC, joints_BMTVC)
+        kind = features_BTD.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self.head(features_BTD)
+        with torch.autocast(kind, enabled=False):  # in bfloat16 close scores would be equal, and count for the first class
+            return self.head(features_BTD.float())

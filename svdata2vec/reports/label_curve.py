@@ -119,7 +119,9 @@ def _line(axes: Axes, row: dict[str, Any], colour: tuple[float, ...]) -> None:
 def caption(record: dict[str, Any], points: Sequence[Point]) -> str:
     """What the picture shows."""
     data = record["data"]
-    lines = f"Lines: means over {len(record['seeds'])} seeds on {data['name']}, bars: their 95 % intervals (Student's)"
+    starts = [start for start in record["settings"].get("pretrained", ()) if "{seed}" not in start]
+    one = ", which share one pretraining run" if starts and len(record["seeds"]) > 1 else ""
+    lines = f"Lines: means over {len(record['seeds'])} seeds{one} on {data['name']}, bars: their 95 % intervals (Student's)"
     marks = "Black marks: single runs of this report, perhaps with fewer unlabelled clips"
     others = [f"{point.title} ({point.other_clips:,})" for point in points if point.other_clips is not None]
     clips = data["clips"].get(data["test_split"], 0)

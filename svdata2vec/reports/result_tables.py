@@ -105,8 +105,10 @@ def _over_seeds(found: Sequence[Outcome]) -> str:
             continue
         figures = []
         for name in NAMES:
-            mean, (low, high) = mean_over_seeds([each.figures[name] for each in group])
-            figures.append(with_interval(mean, (max(low, 0.0), min(high, 1.0))))
+            values = [each.figures[name] for each in group]
+            mean, (low, high) = mean_over_seeds(values)
+            equal = len(set(values)) == 1  # as of a linear probe with all labels of one run: no interval
+            figures.append(percent(mean) if equal else with_interval(mean, (max(low, 0.0), min(high, 1.0))))
         rows.append([", ".join(each.name for each in group), group[0].how, str(len(group)), *figures])
     text = "Mean of runs that differ only in their seeds, with its 95 % interval by Student's t"
     return table(["runs", "start", "seeds", *NAMES.values()], rows) + note(text) if rows else ""

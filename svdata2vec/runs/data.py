@@ -1,7 +1,7 @@
 """From a configuration to loaders: the one place where the trainer meets shards and pipeline."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -249,6 +249,19 @@ def warn_of_shared_clips(shards: ShardSet, test_split: str, rows: np.ndarray) ->
     if shared:
         text = "%d of %d clips of the test split %r are trained or validated on: its accuracy says little about new clips"
         log.warning(text, shared, len(test_rows), test_split)
+
+
+def warn_of_earlier_clips(shards: ShardSet, test_split: str, card: Mapping[str, Any], run: Path) -> None:
+    """Warn if clips of the test split are among those of a finished run (with this card), or of the one that it began from."""
+    for part, whose in (("trained_on", str(run)), ("pretrained_on", f"the run that {run} began from")):
+        earlier = card.get(part) or {}
+        if earlier.get("fingerprint") != shards.manifest.fingerprint:
+            continue
+        test_rows = shards.rows(test_split)
+        shared = np.isin(test_rows, shards.rows(earlier["split"])).sum()
+        if shared:
+            log.warning("%d of %d clips of the test split %r are of split %r, which %s was trained on: its accuracy says "
+                        "little about new clips", shared, len(test_rows), test_split, earlier["split"], whose)
 
 
 def require_joints(shards: ShardSet, run: Path | None, card: dict[str, Any], modality: Modality, split: str) -> None:

@@ -5,6 +5,7 @@ Figures per clip and per class are in the manifest and the index, so nothing is 
 
 import logging
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -130,10 +131,10 @@ def _compare_parts(shards: ShardSet, train_split: str, test_split: str) -> None:
         return
     parts = {role: shards.rows(split) for role, split in (("train", train_split), ("test", test_split))}
     keys = {role: shards.names(rows) for role, rows in parts.items()}
-    pictures = {
-        key: ClipMeta.from_bytes(shards.read(row, ["json"])["json"], key).pictures
-        for role, rows in parts.items() for key, row in zip(keys[role], rows.tolist(), strict=True)
-    }
+    pictures = {}
+    for key, row in [pair for role, rows in parts.items() for pair in zip(keys[role], rows.tolist(), strict=True)]:
+        with suppress(ValueError, OSError):  # a damaged clip, which a run leaves out
+            pictures[key] = ClipMeta.from_bytes(shards.read(row, ["json"])["json"], key).pictures
     for overlap in overlaps(keys, {key: same for key, same in pictures.items() if same}):
         log.warning("%s: %s and %s: %s; remove one of each and pack again", shards.where, train_split, test_split, overlap)
     people = {role: set(performers(shards, rows, keys[role]) or ()) for role, rows in parts.items()}

@@ -147,6 +147,7 @@ def running(config: RunConfig) -> Iterator[Runtime]:
         bf16 = False  # cuDNN has no convolution for it, though PyTorch's matrix products would do
         if rank == 0:
             log.warning(WITHOUT_BF16)
+    gc.collect()  # what an earlier run of this process has left, such as a captured graph, would be frozen too
     gc.freeze()  # otherwise each full collection walks all of PyTorch's objects, and every thread waits for 0.1 s
     together = world_size > 1
     try:

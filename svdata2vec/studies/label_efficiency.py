@@ -5,7 +5,7 @@ A row is a way to get a classifier (`rows.py`, `probe_rows.py`). What it is for:
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from svdata2vec.runs.data import (
     require_several_classes,
     require_skeletons,
     taken_per_epoch,
+    warn_of_earlier_clips,
     warn_of_shared_clips,
+    warn_of_view,
 )
 from svdata2vec.runs.metrics_log import METRICS_NAME, cost
 from svdata2vec.runs.performers import warn_of_shared_people
@@ -162,6 +164,7 @@ def rows_of(config: LabelEfficiencyConfig) -> list[Row]:
     seeds = range(config.run.seed, config.run.seed + config.seeds)
     runs = dict.fromkeys(start_of(start, seed) for _, start in starts for seed in seeds)
     require_fit({run: published_config(read_card(run), run) for run in runs}, config)
+    _warn_of_starts([start for _, start in starts], seeds, config)
     rows: list[Row] = []
     if "scratch" in config.ways:
         rows.append(FinetuneRow("scratch", "from scratch", "rival", base, config.steps))
@@ -190,6 +193,19 @@ def require_fit(runs: Mapping[Path, PretrainConfig | FinetuneConfig], config: La
             require_same_network(run, made.model, config.model, "the study", "rgb")
     for text, these in doubtful.items():
         log.warning("%s%s: %s", these[0], f" and {len(these) - 1} more" if len(these) > 1 else "", text)
+
+
+def _warn_of_starts(starts: Sequence[str], seeds: Sequence[int], config: LabelEfficiencyConfig) -> None:
+    """Warn of runs of `--from` that have seen test clips, that clips are shown to otherwise, or that serve all seeds."""
+    shards, data = open_data(config.data), config.data
+    for start in starts:
+        run = start_of(start, seeds[0])
+        warn_of_earlier_clips(shards, data.test_split, read_card(run), run)
+        if "linear" in config.ways or "attentive" in config.ways:
+            warn_of_view(shards, data.test_split, read_card(run))
+        if len(seeds) > 1 and "{seed}" not in start:
+            log.warning("%s: one run for all %d seeds, so that the intervals do not say how much pretraining runs differ; with "
+                        "{seed} in its path each seed has its own", start, len(seeds))
 
 
 def _rows_after(config: LabelEfficiencyConfig, name: str, start: str, kind: Kind) -> list[Row]:

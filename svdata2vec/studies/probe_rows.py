@@ -25,6 +25,7 @@ from svdata2vec.runs.provenance import UNKNOWN, commit
 from svdata2vec.runs.published import published_config
 from svdata2vec.runs.runtime import pick_device, running
 from svdata2vec.runs.validation import hold_out, validation_split
+from svdata2vec.shards.annotations import safe_key
 from svdata2vec.shards.atomic import make_folder, npy_bytes, write_atomically
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.rows import Cell, Kind, Outcome, short_digest, start_of
@@ -124,7 +125,7 @@ def make_features(base: ProbeConfig, start: Path, split: str, folder: Path) -> N
     """Write the tokens (n, v, T, D) of a split's clips and what they were made of, unless both are there."""
     path, shards = _place(base, start, split, folder), open_data(base.data)
     made_of = {"shards": shards.manifest.fingerprint, "weights": weights_hash(start)}
-    if path.with_suffix(".json").is_file():
+    if path.is_file() and path.with_suffix(".json").is_file():
         there = read_json(path.with_suffix(".json"))
         if there.get("made_of") == made_of and "cpu_seconds" in there:
             return
@@ -162,4 +163,4 @@ def read_features(base: ProbeConfig, start: Path, split: str, folder: Path, shar
 def _place(base: ProbeConfig, start: Path, split: str, folder: Path) -> Path:
     seen = {name: getattr(base.data, name) for name in SEEN}
     about = [str(start.resolve()), base.data.shards, split, base.modality, seen]
-    return folder / f"{start.name}-{split}-{short_digest(about)}.npy"
+    return folder / f"{start.name}-{safe_key(split)}-{short_digest(about)}.npy"

@@ -192,9 +192,10 @@ def _commits(outcome: Outcome) -> list[str]:
 
 
 def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
-    """Mean of the scores that exist, and its 95 % interval by Student's t; no interval for a single score."""
+    """Mean of the scores that exist, and its 95 % interval by Student's t; no interval for a single score, nor for equal ones,
+    such as a linear probe has with all labels of one pretraining run."""
     values = [score for score in scores if score is not None]
-    if len(values) < 2:
+    if len(set(values)) < 2:
         return {"mean": values[0] if values else None, "interval": None}
     middle, interval = mean_over_seeds(values)
     return {"mean": middle, "interval": list(interval)}

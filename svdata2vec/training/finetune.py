@@ -28,6 +28,7 @@ from svdata2vec.runs.data import (
     refuse_validation,
     require_joints,
     require_skeletons,
+    warn_of_earlier_clips,
     warn_of_shared_clips,
     warn_of_view,
 )
@@ -159,7 +160,9 @@ def _finetune(config: FinetuneConfig, runtime: Runtime) -> dict[str, Any]:
     warn_of_shared_clips(shards, data.test_split, np.concatenate([clips.train_rows, clips.val_rows]))
     warn_of_view(shards, data.train_split)
     if config.pretrained is not None and not has_checkpoints(config.run.out):  # a resumed run does not need it
-        require_joints(shards, config.pretrained, read_card(config.pretrained), config.modality, data.train_split)
+        began_from = read_card(config.pretrained)
+        warn_of_earlier_clips(shards, data.test_split, began_from, config.pretrained)
+        require_joints(shards, config.pretrained, began_from, config.modality, data.train_split)
     elif config.modality != "rgb":
         require_skeletons(shards, data.train_split)
     num_joints, labels = len(shards.manifest.layout.joints), len(clips.train_rows)
