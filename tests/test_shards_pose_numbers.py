@@ -176,6 +176,17 @@ def test_images_of_one_number_are_not_one_frame_of_alphapose(tmp_path: Path, ima
     assert [len(people) for people in PARSERS["alphapose"](str(tmp_path / "a.json"), "a", 17).frames][-1] == 2
 
 
+@pytest.mark.parametrize(("form", "names"), [
+    ("yolo", ("a_01.txt", "a_1.txt")), ("openpose", ("a_000000000001_keypoints.json", "a_1_keypoints.json")),
+])
+def test_two_files_of_one_frame_are_named(tmp_path: Path, form: str, names: tuple[str, str]) -> None:
+    """The last one was taken."""
+    for name in names:
+        (tmp_path / name).write_text(json.dumps({"people": []}) if form == "openpose" else "")
+    with pytest.raises(UserError, match=rf"{names[0]} and {names[1]} both are frame 1; expected every frame once"):
+        PARSERS[form](str(tmp_path), "a", 17)
+
+
 def of_mmpose(path: Path, *frames: Sequence[Sequence[float]]) -> list[int]:
     """Persons per frame of a file with these boxes."""
     people = [
@@ -195,3 +206,20 @@ def test_mmpose_takes_a_picture_without_anybody_for_a_person(tmp_path: Path) -> 
     assert of_mmpose(path, [whole], [whole]) == [1, 1], "no detector was asked"
     assert of_mmpose(path, [person], [(0, 0, 191.5, 128)], [(0.5, 0, 192, 128)]) == [1, 1, 1]
     assert of_mmpose(path, [person], [whole, person]) == [1, 2] and of_mmpose(path, [], []) == [0, 0]
+
+
+@pytest.mark.parametrize(("form", "numbers", "said"), [
+    ("yolo", range(4), True), ("alphapose", range(6), True), ("yolo", range(7), False), ("openpose", range(FRAMES), False),
+    ("yolo", (6, 7), False),
+])
+def test_clips_whose_poses_end_early_are_reported(
+    tmp_path: Path, form: str, numbers: Sequence[int], said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files that leave out empty frames do not tell people who leave from a program that was stopped."""
+    (tmp_path / "poses").mkdir()
+    videos = write_tree(tmp_path / "videos", "walk/a.mp4", num_frames=FRAMES)
+    dataset = open_dataset("poses-json", videos=videos, poses=write_frames(tmp_path / "poses", form, numbers), format=form,
+                           joints="coco17")
+    assert packed(dataset, tmp_path).sample(0).pose_MTVC.shape[1] == FRAMES
+    text = f"in 1 clips nobody is found in the last quarter or more, e.g. in walk%2Fa after {len(numbers)} of {FRAMES} frames: "
+    assert (text in caplog.text) == said == ("last quarter" in caplog.text)

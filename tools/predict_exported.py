@@ -9,6 +9,7 @@ with --box, without a box those of --whole-picture; --frames takes the frames ST
 import argparse
 import hashlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ def load(model: str) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]
             return json.loads(card), lambda clips: session.run(None, {"video_BTHWC": clips})[0]
         import torch
 
+        logging.getLogger("torch.export").setLevel(logging.ERROR)  # from 2.14 on it logs the traceback of what is raised
         texts = {"svdata2vec": ""}
         network = torch.export.load(model, extra_files=texts).module()
         return json.loads(texts["svdata2vec"]), lambda clips: network(torch.from_numpy(clips)).detach().numpy()

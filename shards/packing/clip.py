@@ -27,6 +27,7 @@ from svdata2vec.shards.video import VideoInfo, VideoReader, open_bytes
 # Share of a video's frames by which its length may differ from the annotation's: common frame rates differ by 4 % (24 and
 # 25) or more, except 29.97 and 30, which differ by a frame in a thousand.
 OTHER_RATE = 0.03
+MOST_EMPTY = 0.25  # of a clip: more without anybody at its end is reported
 
 FileState = tuple[int, int]  # size in bytes, time of the last change in ns
 
@@ -50,12 +51,13 @@ def check_unchanged(path: str | Path | None, before: FileState | None) -> None:
 class ClipPacker:
     """Packs clips one by one; `times` sums up the steps. Clips cut out of one video, in order, share one pass over it.
 
-    `joined`: slots of the last clip that were joined to others of the same person.
+    `joined`: slots of the last clip that were joined to others of the same person. `early`: frames up to the last with
+    somebody, if a file that leaves out empty frames has nobody in the last quarter of the clip or more; else 0.
     """
 
     def __init__(self, num_joints: int, options: PackOptions) -> None:
         self.times = Times()
-        self.joined = 0
+        self.joined = self.early = 0
         self._num_joints, self._options = num_joints, options
         self._reader: VideoReader | None = None
         self._video_state: FileState | None = None  # when the reader was opened
@@ -116,6 +118,7 @@ class ClipPacker:
             video, num_frames = self._encode(clip, reader, square)
             size, matrix = (options.size, options.size), packed_to_source(*square, options.size)
         with self.times.step("own"):
+            self.early = 0 if people is None else _ends_early(people, num_frames)
             people = None if people is None else people.until(num_frames)
             _check_count(clip, people, reader, num_frames, options.pose_slack)
             side = _side_parts(people, info, num_frames, self._num_joints)
@@ -230,6 +233,14 @@ def _check_count(clip: ClipAnnotation, people: Pose | None, reader: VideoReader,
     problem = reader.cut_short() if whole and not counted else None
     if problem is not None:
         raise UserError(f"{clip.video}: cut short, {problem}")
+
+
+def _ends_early(people: Pose, num_frames: int) -> int:
+    """See `ClipPacker.early`: everybody may have left, or the program was stopped, or skipped frames and did not say so."""
+    there = people.pose_MTVC.shape[1]
+    filled = people.until(num_frames)
+    early = people.open_end and there <= (1 - MOST_EMPTY) * num_frames and not filled.pose_MTVC[:, there:].any()
+    return there if early else 0
 
 
 def _side_parts(people: Pose | None, info: VideoInfo, num_frames: int, num_joints: int) -> dict[str, bytes]:

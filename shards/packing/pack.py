@@ -9,7 +9,7 @@ import logging
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -216,7 +216,7 @@ def _finish(root: Path, dataset: DataSet, options: PackOptions, plan: dict[str, 
         split_classes=dataset.split_classes, published=dataset.published, view=dataset.view,
     )
     pictures = {key: same for record in full for key, same in record.pictures.items() if same}
-    _report(manifest, skipped, {key: count for record in full for key, count in record.joined.items()})
+    _report(manifest, skipped, full)
     for overlap in overlaps(manifest.splits, pictures):
         log.warning("splits %s and %s: %s", overlap.first, overlap.second, overlap)
     if alike := [f"{other} = {first}" for first, other in doubles(manifest.splits, pictures)]:
@@ -237,7 +237,13 @@ def _write_skipped(root: Path, dataset: DataSet, skipped: list[Skipped]) -> None
     write_atomically(root / SKIPPED_NAME, readable(public("".join(lines))).encode())
 
 
-def _report(manifest: Manifest, skipped: list[Skipped], joined: dict[str, int]) -> None:
+def _report(manifest: Manifest, skipped: list[Skipped], records: Sequence[ShardRecord]) -> None:
+    joined = {key: count for record in records for key, count in record.joined.items()}
+    early = {key: frames for record in records for key, frames in record.early.items()}
+    if early:
+        first = min(early)
+        log.warning("in %d clips nobody is found in the last quarter or more, e.g. in %s after %d of %d frames: if the program "
+                    "that found the poses was stopped, or skipped frames, find them again", len(early), first, *early[first])
     if joined:
         some = ", ".join(sorted(joined)[:3])
         log.info("in %d clips %d pieces of a person's track were joined to others, e.g. in %s", len(joined),

@@ -7,7 +7,7 @@ import socket
 import time
 import zlib
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,6 +62,7 @@ class ShardRecord:
         without_joints: keys of packed clips that have persons but not a single joint.
         joined: clip -> number of its slots that were joined to others of the same person.
         pictures: clip -> `ClipMeta.pictures`.
+        early: clip -> `ClipPacker.early`, of its frames.
     """
 
     number: int
@@ -73,6 +74,7 @@ class ShardRecord:
     without_joints: list[str]
     joined: dict[str, int]
     pictures: dict[str, str]
+    early: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def save(self, root: Path) -> None:
         """Write the record, preceded by its CRC-32."""
@@ -93,6 +95,7 @@ class ShardRecord:
             fields["rows"] = [tuple(row) for row in fields["rows"]]
             fields["sums"] = np.array(fields["sums"], np.uint32)
             fields["skipped"] = [Skipped(**entry) for entry in fields["skipped"]]
+            fields["early"] = {key: tuple(frames) for key, frames in fields.get("early", {}).items()}
             record = cls(**fields)
         except (KeyError, TypeError):  # written by a program with other fields
             return None
@@ -131,6 +134,7 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
     rows, sums, skipped, without_joints = [], [], [], []
     joined: dict[str, int] = {}
     pictures: dict[str, str] = {}
+    early: dict[str, tuple[int, int]] = {}
     with TarWriter(task.root / shard_name(task.number)) as tar, closing(packer):
         for clip in task.clips:
             try:
@@ -145,6 +149,8 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
                 continue
             if packer.joined:
                 joined[clip.key] = packer.joined
+            if packer.early:
+                early[clip.key] = packer.early, num_frames
             pictures[clip.key] = ClipMeta.from_bytes(parts["json"], clip.key).pictures
             rows.append((clip.key, clip.label, num_frames, offsets, sizes))
             pose_MTVC = parse_array(parts["pose.npy"], clip.key)
@@ -155,7 +161,7 @@ def _write_shard(task: ShardTask, packer: ClipPacker) -> ShardRecord:
             with packer.times.step("write"):
                 sha256, size = tar.commit()
     return ShardRecord(
-        task.number, sha256, size, rows, np.array(sums, np.uint32), skipped, without_joints, joined, pictures)
+        task.number, sha256, size, rows, np.array(sums, np.uint32), skipped, without_joints, joined, pictures, early)
 
 
 def _pack_or_refuse(clip: ClipAnnotation, task: ShardTask, packer: ClipPacker) -> tuple[dict[str, bytes], int]:

@@ -46,8 +46,12 @@ def _parsed(path: str, _changed: int) -> Any:
 
 
 def _files_of(folder: str, item: str, names: re.Pattern[str]) -> list[tuple[int, Path]]:
-    """The files of one video in a folder: frame number and file of each frame."""
-    return [(number, Path(folder, name)) for number, name in _files_by_video(folder, names, stamp(folder)).get(item, ())]
+    """The files of one video in a folder: frame number and file of each frame; UserError if two are of one frame."""
+    found: dict[int, str] = {}
+    for number, name in _files_by_video(folder, names, stamp(folder)).get(item, ()):
+        if (other := found.setdefault(number, name)) != name:
+            raise UserError(f"{folder}: {other} and {name} both are frame {number}; expected every frame once")
+    return [(number, Path(folder, name)) for number, name in found.items()]
 
 
 @lru_cache(maxsize=2)
