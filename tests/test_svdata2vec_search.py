@@ -34,6 +34,9 @@ class Planted:
     def settings(self) -> dict[str, Any]:
         return {"gain": self.gain}
 
+    def varies(self, fraction: float) -> bool:
+        return True
+
     def before(self, cells: Any) -> list[Any]:
         return []
 

@@ -15,10 +15,11 @@ from svdata2vec.config.probe import AttentiveConfig, ProbeConfig
 from svdata2vec.evaluation.evaluate import evaluate_run
 from svdata2vec.evaluation.probe import probe
 from svdata2vec.reports.label_curve import caption
+from svdata2vec.reports.report import write_report
 from svdata2vec.shards.reading.shardset import ShardSet
 from svdata2vec.studies.label_efficiency import label_efficiency, rows_of
 from svdata2vec.studies.probe_rows import ProbeRow, make_features
-from svdata2vec.studies.study import differences, over_seeds
+from svdata2vec.studies.study import differences
 from svdata2vec.training.finetune import finetune
 from svdata2vec.training.pretrain import pretrain
 
@@ -97,12 +98,18 @@ def test_seeds_that_share_a_start_have_no_interval_where_nothing_differs(
     assert "share" not in caption({**record, "settings": settings}, [])
 
 
-def test_equal_differences_have_no_interval() -> None:
-    assert over_seeds([0.25, 0.25, 0.25]) == {"mean": 0.25, "interval": None}
-    assert over_seeds([0.25, 0.5])["interval"] is not None
-    rows = [{"name": name, "kind": kind, "cells": [{"fraction": 1.0, "scores": [score] * 3}]}
-            for name, kind, score in (("ours", "ours", 0.5), ("joints", "rival", 0.25))]
-    assert [(each["mean"], each["interval"]) for each in differences(rows)] == [(0.25, None)]
+@pytest.mark.parametrize(("ours", "theirs", "interval"), [
+    (None, None, False), (None, [0.2, 0.3], True), ([0.4, 0.6], None, True), ([0.4, 0.6], [0.2, 0.3], True),
+])
+def test_differences_of_rows_that_no_seed_changes_have_no_interval(
+    ours: list[float] | None, theirs: list[float] | None, interval: bool
+) -> None:
+    rows = [
+        {"name": name, "kind": kind, "cells": [{"fraction": 1.0, "scores": [score] * 3, "interval": found}]}
+        for name, kind, score, found in (("ours", "ours", 0.5, ours), ("joints", "rival", 0.25, theirs))
+    ]
+    (found,) = differences(rows)
+    assert found["mean"] == 0.25 and found["seeds"] == 3 and (found["interval"] is not None) == interval
 
 
 def test_features_of_a_split_in_a_folder_and_features_that_were_removed(
@@ -121,3 +128,13 @@ def test_features_of_a_split_in_a_folder_and_features_that_were_removed(
     array.unlink()
     make_features(row.base, pretrained["t_train"], "fold1/train", row.features)
     assert array.read_bytes() == made and len(json.loads(about.read_text())["keys"]) == 6
+
+
+def test_probes_of_one_run_are_no_seeds_of_each_other(shards: Path, pretrained: dict[str, Path], tmp_path: Path) -> None:
+    """With all labels nothing but the attentive probe draws by the seed: the others had three equal figures and an interval."""
+    for seed in (0, 1):
+        config = probe_of(shards, pretrained["t_train"], tmp_path / f"probe{seed}")
+        probe(replace(config, seed=seed, attentive=AttentiveConfig(1, steps=2)))
+    write_report([tmp_path / "probe0", tmp_path / "probe1"], tmp_path / "r.html")
+    group = (tmp_path / "r.html").read_text().split("<h2>Over seeds</h2>")[1].split("</table>")[0]
+    assert group.count("<tr>") == 2 and "attentive probe" in group

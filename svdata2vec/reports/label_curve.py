@@ -20,7 +20,7 @@ COMMAND = "`svdata2vec label-efficiency PRESET`"
 LINES = {"ours": "-", "rival": "--", "control": ":", "reference": "-."}  # of each kind of row
 COLOURS = [colormaps[name](number) for name, size in (("tab10", 10), ("Dark2", 8)) for number in range(size)]
 SCHEMA: dict[str, Any] = {
-    "metric": set(NAMES), "seeds": [int],
+    "metric": set(NAMES), "seeds": [int], "settings?": {"pretrained?": [str]},
     "data": {
         "name": str, "fingerprint": str, "classes": Range(1, LARGEST), "test_split": str, "clips": {"*": Range(0, LARGEST)},
     },
@@ -119,7 +119,7 @@ def _line(axes: Axes, row: dict[str, Any], colour: tuple[float, ...]) -> None:
 def caption(record: dict[str, Any], points: Sequence[Point]) -> str:
     """What the picture shows."""
     data = record["data"]
-    starts = [start for start in record["settings"].get("pretrained", ()) if "{seed}" not in start]
+    starts = [start for start in record.get("settings", {}).get("pretrained", ()) if "{seed}" not in start]
     one = ", which share one pretraining run" if starts and len(record["seeds"]) > 1 else ""
     lines = f"Lines: means over {len(record['seeds'])} seeds{one} on {data['name']}, bars: their 95 % intervals (Student's)"
     marks = "Black marks: single runs of this report, perhaps with fewer unlabelled clips"

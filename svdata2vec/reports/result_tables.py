@@ -98,20 +98,25 @@ def _over_seeds(found: Sequence[Outcome]) -> str:
     for each in found:
         data = each.about("fingerprint") or each.config.data.shards
         same = repr((each.way, data, _without_seed(each.config)))
-        groups.setdefault(same, {}).setdefault(_seeds(each.config), each)  # a copy of a run says nothing new
+        groups.setdefault(same, {}).setdefault(_seeds_of(each), each)  # a copy of a run says nothing new
     rows = []
     for group in [[*members.values()] for members in groups.values()]:
         if len(group) < 2:
             continue
         figures = []
         for name in NAMES:
-            values = [each.figures[name] for each in group]
-            mean, (low, high) = mean_over_seeds(values)
-            equal = len(set(values)) == 1  # as of a linear probe with all labels of one run: no interval
-            figures.append(percent(mean) if equal else with_interval(mean, (max(low, 0.0), min(high, 1.0))))
+            mean, (low, high) = mean_over_seeds([each.figures[name] for each in group])
+            figures.append(with_interval(mean, (max(low, 0.0), min(high, 1.0))))
         rows.append([", ".join(each.name for each in group), group[0].how, str(len(group)), *figures])
     text = "Mean of runs that differ only in their seeds, with its 95 % interval by Student's t"
     return table(["runs", "start", "seeds", *NAMES.values()], rows) + note(text) if rows else ""
+
+
+def _seeds_of(found: Outcome) -> tuple[int, ...]:
+    """Those that decide its figures: with all labels, only the attentive probe draws anything by its own seed."""
+    config = found.config
+    own = not isinstance(config, ProbeConfig) or config.label_fraction < 1 or found.way.startswith("attentive")
+    return _seeds(config)[not own:]
 
 
 def _seeds(config: Settings, ancestors: int = MOST_ANCESTORS) -> tuple[int, ...]:

@@ -62,6 +62,9 @@ class ProbeRow:
         names = (*SEEN, "shards", "train_split", "test_split", "val_split", "val_fraction", "metric")
         return {"start": self.start, "probe": own, "data": {name: getattr(base.data, name) for name in names}}
 
+    def varies(self, fraction: float) -> bool:
+        return self.probe != "linear" or fraction < 1 or "{seed}" in self.start
+
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         train = self.base.data.train_split
         splits = dict.fromkeys(

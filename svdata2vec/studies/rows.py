@@ -66,6 +66,9 @@ class Row(Protocol):
     def settings(self) -> dict[str, Any]:
         """Everything but the cell that decides its figures."""
 
+    def varies(self, fraction: float) -> bool:
+        """Whether its scores with a share of the labels depend on the seed; if not, they have no interval over seeds."""
+
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         """Jobs to be done before these cells; equal jobs of several rows are done once."""
 
@@ -160,6 +163,9 @@ class FinetuneRow:
         values = {**to_values(self.base), "data": data_settings(self.base.data)}
         values["run"] = {name: values["run"][name] for name in ("epochs", "batch_size", "precision")}
         return {**values, "steps": self.steps, "start": self.start, "bonus_clips": self.bonus_clips}
+
+    def varies(self, fraction: float) -> bool:
+        return True
 
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         return []

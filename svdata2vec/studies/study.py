@@ -177,6 +177,7 @@ def _row(plan: Plan, row: Row, chosen: Chosen, found: Found) -> dict[str, Any]:
             scores, spent = ([outcome[name] if outcome else None for outcome in outcomes] for name in ("score", "cpu_seconds"))
             cells.append({
                 "fraction": fraction, "choice": choice, "scores": scores, **over_seeds(scores),
+                **({} if row.varies(fraction) else {"interval": None}),
                 **{name: there[0][name] for name in ("labels", "steps", "clips_seen")},
                 **{name: value for name, value in there[0].items() if name in ("count", "clips")},  # earlier ones lack them
                 "cpu_seconds": spent,
@@ -192,10 +193,9 @@ def _commits(outcome: Outcome) -> list[str]:
 
 
 def over_seeds(scores: Sequence[float | None]) -> dict[str, Any]:
-    """Mean of the scores that exist, and its 95 % interval by Student's t; no interval for a single score, nor for equal ones,
-    such as a linear probe has with all labels of one pretraining run."""
+    """Mean of the scores that exist, and its 95 % interval by Student's t; no interval for a single score."""
     values = [score for score in scores if score is not None]
-    if len(set(values)) < 2:
+    if len(values) < 2:
         return {"mean": values[0] if values else None, "interval": None}
     middle, interval = mean_over_seeds(values)
     return {"mean": middle, "interval": list(interval)}
@@ -212,11 +212,14 @@ def differences(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for row, other in itertools.permutations(rows, 2):
         if row["kind"] != "ours" or (other["kind"] == "ours" and rows.index(other) < rows.index(row)):
             continue
-        theirs = {cell["fraction"]: cell["scores"] for cell in other["cells"]}
+        theirs = {cell["fraction"]: cell for cell in other["cells"]}
         for cell in row["cells"]:
-            pairs = zip(cell["scores"], theirs.get(cell["fraction"], [None] * len(cell["scores"])), strict=True)
+            its_cell = theirs.get(cell["fraction"], {"scores": [None] * len(cell["scores"])})
+            pairs = zip(cell["scores"], its_cell["scores"], strict=True)
             values = [mine - its for mine, its in pairs if mine is not None and its is not None]
             if values:
                 about = {"row": row["name"], "against": other["name"], "fraction": cell["fraction"]}
-                found.append({**about, **over_seeds(values), "seeds": len(values)})
+                varies = any(each.get("interval", ()) is not None for each in (cell, its_cell))
+                compared = over_seeds(values) | ({} if varies else {"interval": None})
+                found.append({**about, **compared, "seeds": len(values)})
     return found

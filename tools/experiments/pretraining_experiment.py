@@ -133,6 +133,9 @@ class SmallCnnRow:
         data = data_settings(replace(study.data, augment=AugmentConfig()))
         return {"data": data, **about, "persons": study.model.persons}
 
+    def varies(self, fraction: float) -> bool:
+        return True
+
     def before(self, cells: Sequence[Cell]) -> list[Callable[[], Any]]:
         return []
 
