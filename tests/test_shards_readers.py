@@ -4,6 +4,7 @@ import inspect
 import logging
 import pickle
 import re
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -339,6 +340,11 @@ def test_folder_of_classes(tmp_path: Path) -> None:
         for name in loose]
     with pytest.raises(UserError, match="no video in this folder"):
         open_dataset("folder", root=tmp_path / "packed")
+    for folder, near in (("Train", "train"), ("tset", "test")):
+        (root / folder / "walk").mkdir(parents=True)
+        shutil.copy(root / "val" / "walk" / "grüß.mp4", root / folder / "walk" / "a.mp4")
+        (reason,) = [each.reason for each in open_dataset("folder", root=root).skipped if each.reason.startswith(f"{folder}/")]
+        assert reason.endswith(f"above the class folders; did you mean {near}?")
 
 
 def test_pickle_and_videos_behind_urls(tmp_path: Path) -> None:

@@ -170,8 +170,11 @@ def test_weights_of_another_network_are_refused_with_their_names() -> None:
 
 def test_our_own_weights_are_not_taken_for_the_originals() -> None:
     weights, _ = convert_state_dict(original_pretrain().state_dict(), heads=4)
-    with pytest.raises(UserError, match=r"unknown names: decoder\.blocks\.0"):
+    with pytest.raises(UserError, match="a checkpoint of this package, not of the authors' code; give the folder of its run"):
         convert_state_dict(weights, heads=4)
+    many = {f"layer{number}.weight": torch.zeros(2) for number in range(9)}
+    with pytest.raises(UserError, match=r"9 unknown names: layer0\.weight, .*, layer3\.weight, \.\.\.; 4 missing names: "):
+        convert_state_dict(many)
 
 
 def test_shapes_that_do_not_go_together_are_refused() -> None:

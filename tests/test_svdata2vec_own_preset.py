@@ -225,6 +225,8 @@ def test_splits_that_are_not_clear_are_asked_for(tmp_path: Path) -> None:
     named = ["finetune", "own", "--data.shards", root, "--data.train-split"]
     with pytest.raises(UserError, match=r"no split to test on; name one .* or parts: --data.train-split 'xview_train\[:80%\]'"):
         options(*named, "xview_train")
+    with pytest.raises(UserError, match="no split 'xview_trian'; it has"):  # no part would mend it
+        options(*named, "xview_trian")
     config = options(*named, "xview_train[:50%]", "--data.test-split", "xview_train[50%:]")
     assert (config.data.train_split, config.data.test_split) == ("xview_train[:50%]", "xview_train[50%:]")
     with pytest.raises(UserError, match="no split 'nope'; it has"):

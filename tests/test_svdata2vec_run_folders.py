@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from svdata2vec.config.checked_json import faults, read_sealed, sealed
 from svdata2vec.reports.report import read_run, write_report
 from svdata2vec.reports.result_tables import class_tables, outcomes, results
 from svdata2vec.runs.card import read_card
-from svdata2vec.runs.folder import is_finished, read_config, read_result
+from svdata2vec.runs.folder import is_finished, read_config, read_result, write_config
 from svdata2vec.runs.metrics_log import read_metrics
 from svdata2vec.runs.published import load_classifier, published_config
 from svdata2vec.shards.errors import UserError
@@ -45,6 +46,16 @@ def run(finished: Path, tmp_path: Path) -> Path:
     for name in ("config.json", "result.json", "model.json", "model.safetensors", "metrics.jsonl"):
         (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
     return tmp_path / "run"
+
+
+def test_a_run_is_not_written_into_a_data_set(tiny_shard_folder: Path, tmp_path: Path) -> None:
+    """Its files were faults of the set, which `verify` advised to remove; a run that is there already goes on."""
+    root = shutil.copytree(tiny_shard_folder, tmp_path / "shards")
+    with pytest.raises(UserError, match=r"shards holds a data set \(manifest\.json\); choose another folder for the run"):
+        finetune(finetune_config(root, root))
+    assert {path.name for path in root.iterdir()} == {path.name for path in tiny_shard_folder.iterdir()}
+    write_config(root, finetune_config(root, root))
+    assert not is_finished(finetune_config(root, root))
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json", "model.safetensors", "checkpoints/step-000000003.pt"])

@@ -34,7 +34,7 @@ def load(model: str) -> tuple[dict[str, Any], Callable[[np.ndarray], np.ndarray]
             return json.loads(card), lambda clips: session.run(None, {"video_BTHWC": clips})[0]
         import torch
 
-        logging.getLogger("torch.export").setLevel(logging.ERROR)  # from 2.14 on it logs the traceback of what is raised
+        logging.getLogger("torch.export").setLevel(logging.ERROR)  # it logs the traceback of what it raises
         texts = {"svdata2vec": ""}
         network = torch.export.load(model, extra_files=texts).module()
         return json.loads(texts["svdata2vec"]), lambda clips: network(torch.from_numpy(clips)).detach().numpy()

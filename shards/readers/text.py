@@ -30,7 +30,7 @@ def read_text(path: str | Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        log.info("%s: not UTF-8, read as Windows-1252 (latin-1)", path)
+        log.info("%s: not UTF-8, read as Windows-1252", path)
         return content.decode("cp1252", errors="replace")
 
 
@@ -74,8 +74,8 @@ def read_table(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[
         if set(needed) <= set(columns):
             break
     else:
-        raise UserError(f"{path}: expected a header with {' and '.join(needed)}, divided by commas, semicolons or tabs, found "
-                        f"{header[:80]!r}")
+        raise UserError(f"{path}: expected a header with {' and '.join(needed)}, divided by commas, semicolons, tabs or |, "
+                        f"found {header[:80]!r}")
     if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
         raise UserError(f"{path}: the header names column {twice[0]!r} twice; expected it once, rename or remove one")
     reader = csv.reader(io.StringIO(text[start:], newline=""), delimiter=divider)

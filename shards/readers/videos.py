@@ -20,6 +20,7 @@ from svdata2vec.shards.readers.splits import split_by as made_splits
 from svdata2vec.shards.readers.text import existing_spelling, read_table, spelled
 from svdata2vec.shards.readers.walk import Walk
 from svdata2vec.shards.shown import some_of
+from svdata2vec.shards.split_names import meant
 
 COLUMNS = ("path", "label", "split")  # of a table
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "test")
@@ -98,7 +99,11 @@ def _place(relative: str) -> tuple[str, str]:
         return folders[0], folders[1]
     if len(folders) == 1 and folders[0] not in SPLIT_FOLDERS:
         return "train", folders[0]
-    raise UserError(f"{relative}: expected class/video.mp4, or one of {', '.join(SPLIT_FOLDERS)} above the class folders")
+    near = meant(folders[0]) or folders[0].lower() if len(folders) == 2 else ""
+    hint = f"; did you mean {near}?" if near in SPLIT_FOLDERS else ""
+    raise UserError(
+        f"{relative}: expected class/video.mp4, or one of {', '.join(SPLIT_FOLDERS)} above the class folders{hint}"
+    )
 
 
 def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = "coco17",
@@ -106,11 +111,11 @@ def read_video_csv(table: str | Path, *, name: str | None = None, joints: str = 
     """Videos listed in a table, without skeletons: for training on RGB alone.
 
     Args:
-        table: CSV file, or its URL, with the header path,label,split, divided by commas, semicolons or tabs. Paths are URLs,
-            or relative to the table's folder; labels are class names, or numbers from 0 (from 1 where no 0, but every other
-            number occurs). Splits are called train, val (or valid, validation) and test, perhaps with a protocol in front
-            (xsub_train); other names are kept and logged, but no preset looks for them (Train and train are two, which is
-            logged, too). Without a split a clip is in train. Rows without a label (empty, -1) are listed in
+        table: CSV file, or its URL, with the header path,label,split, divided by commas, semicolons, tabs or |. Paths are
+            absolute, relative to the table's folder, or URLs; labels are class names, or numbers from 0 (from 1 where no 0,
+            but every other number occurs). Splits are called train, val (or valid, validation) and test, perhaps with a
+            protocol in front (xsub_train); other names are kept and logged, but no preset looks for them (Train and train
+            are two, which is logged, too). Without a split a clip is in train. Rows without a label (empty, -1) are listed in
             skipped.jsonl. Further columns are not read, as the log says; text in one that the header does not name is an
             error.
         name: Name of the data set; by default that of the table.

@@ -63,6 +63,7 @@ NAMES = (
 _COUNTER = "num_batches_tracked"  # of BatchNorm: old checkpoints lack it, and nothing here reads it
 _SKELETON = "joints_embed.proj.weight"
 _STEM = "feature_extractor_video.resnet.frontend3D.0.weight"
+SHOWN_NAMES = 4  # of those that are unknown or missing
 _PROBE_NORM_EPS = 1e-6  # of the BatchNorm without weights that the authors' linear probe puts before its Linear
 
 
@@ -172,11 +173,17 @@ def _fits(name: str, beginning: str) -> bool:
 def _refuse_names(unknown: list[str], missing: list[str]) -> None:
     faults = []
     if unknown:
-        faults.append(f"{len(unknown)} unknown names: {', '.join(sorted(unknown))}")
+        faults.append(f"{len(unknown)} unknown names: {_some(unknown)}")
     if missing:
-        faults.append(f"{len(missing)} missing names: {', '.join(sorted(missing))}")
+        faults.append(f"{len(missing)} missing names: {_some(missing)}")
+    if any(name.startswith("encoder.video_encoder.") for name in unknown):
+        raise UserError("a checkpoint of this package, not of the authors' code; give the folder of its run to --from or embed")
     if faults:
         raise UserError(f"not the weights of the authors' network: {'; '.join(faults)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join([*sorted(names)[:SHOWN_NAMES], *(["..."] if len(names) > SHOWN_NAMES else [])])
 
 
 def describe_network(

@@ -19,6 +19,7 @@ from svdata2vec.shards.errors import UserError, require_folder
 from svdata2vec.shards.lock import folder_lock
 from svdata2vec.shards.ranges import Range
 from svdata2vec.shards.reading.joined import set_names
+from svdata2vec.shards.reading.manifest import MANIFEST_NAME
 
 CONFIG, FINISHED = "config.json", "result.json"
 WEIGHTS, CARD = "model.safetensors", "model.json"  # that are published
@@ -117,10 +118,12 @@ def parts_of_run(folder: Path) -> list[str]:
 def is_finished(config: Settings) -> bool:
     """True if the run's folder holds this very run, finished: there is nothing left to do.
 
-    Raises UserError if it holds a finished run with other settings, or weights that came from elsewhere (as of `convert`),
-    or where `run.resume` is "never" any part of a run.
+    Raises UserError if it holds a data set, a finished run with other settings, or weights that came from elsewhere (as of
+    `convert`), or where `run.resume` is "never" any part of a run.
     """
     run, left = config.run, parts_of_run(config.run.out)
+    if not left and (run.out / MANIFEST_NAME).is_file():  # `verify` would count the run's files as faults of the set
+        raise UserError(f"{run.out} holds a data set ({MANIFEST_NAME}); choose another folder for the run")
     if left and run.resume == "never":
         raise UserError(
             f"{run.out} holds a run already ({', '.join(left)}); choose another folder, or continue it with --run.resume auto"

@@ -118,6 +118,7 @@ def choose_splits(shards: ShardSet, data: DataConfig) -> tuple[str, str]:
             if name.lower() == wanted and name != train and len(shards.rows(name)):
                 return train, name
     if data.train_split == train:
+        shards.rows(train)  # a misspelt name, which no part would mend
         raise UserError(
             f"{shards.where}: no split to test on; name one with --data.test-split, or parts: --data.train-split "
             f"'{MADE[0].format(train)}' --data.test-split '{MADE[1].format(train)}'"
